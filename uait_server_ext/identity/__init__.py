@@ -1,0 +1,1 @@
+"""People and callers: who a request comes from and what they may do."""

@@ -1,0 +1,1 @@
+"""Runs: notebooks executed as batch work, each in a process of its own."""
