@@ -136,3 +136,18 @@ def responses(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
             "application/json": {"schema": schema},
         }
     return {"200": {"description": op.summary, "content": content}, "default": failure}
+
+
+def main() -> None:
+    """Print the API description: the source of the typed TypeScript client."""
+    import json
+
+    from uait_server_ext import __version__
+
+    from .v1 import operations
+
+    print(json.dumps(document(operations(), version=__version__), indent=2, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -73,19 +73,17 @@ class RunWorker:
     def check(self) -> RunFinished | None:
         """Reject a file that is no notebook and parameters that the notebook does not have."""
         import nbformat
-        from papermill.inspection import _infer_parameters
+        import papermill
 
         try:
             notebook = nbformat.read(self.job.notebook, as_version=4)
+            known = list(papermill.inspect_notebook(self.job.notebook))
         except (OSError, ValueError, AttributeError, nbformat.ValidationError) as error:
             return RunFinished(
                 state="rejected",
                 error=f"{self.job.notebook} is not a notebook: {plain(str(error))}",
             )
-        self.cells = len(notebook.cells)
-        if not self.job.parameters:
-            return None
-        known = [p.name for p in _infer_parameters(notebook, name=self.job.kernel_name)]
+        self.cells = len(notebook.cells) + bool(self.job.parameters)  # papermill adds one
         for name in self.job.parameters:
             if name in known:
                 continue
@@ -122,14 +120,25 @@ def plain(text: str) -> str:
     return ANSI.sub("", text)
 
 
+# The lab template, less the scripts that it would fetch from other hosts.
+HTML_TEMPLATE = """
+{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+"""
+
+
 def write_html(notebook: Path, target: Path) -> None:
     """Export the executed notebook as one HTML file that needs no other host."""
+    from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(embed_images=True)
-    for url in ("require_js_url", "mathjax_url", "jquery_url", "mermaid_js_url"):
-        if exporter.has_trait(url):
-            setattr(exporter, url, "")
+    exporter = HTMLExporter(
+        extra_loaders=[DictLoader({"uait.html.j2": HTML_TEMPLATE})],
+        template_file="uait.html.j2",
+        embed_images=True,
+    )
     body, _ = exporter.from_filename(str(notebook))
     target.write_text(body, encoding="utf-8")
 
