@@ -12,7 +12,7 @@ FRONT := $(shell find labextension/src labextension/style labextension/schema -t
 PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: lab demo test setup models check pytest nbval front bench openapi clean help
+.PHONY: docs lab demo test setup models check pytest nbval front bench openapi clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -82,6 +82,9 @@ pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup ## Ru
 
 nbval: $(VENV)/.models $(VENV)/.dev ## Run the notebooks as tests
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax notebooks
+
+docs: $(VENV)/.dev ## Refresh what the documentation takes from the code
+	$(BIN)/cog -r -I docs --markers="[[[cog ]]] [[[end]]]" README.md docs/*/*.md
 
 openapi: $(VENV)/.dev labextension/node_modules/.setup ## Write the API description and the typed client
 	$(BIN)/python -m uait_server_ext.api.openapi > labextension/openapi.json

@@ -36,7 +36,9 @@ class Hit(BaseModel):
     place: Place
     text: str
     score: float = Field(description="Fused score in [0, 1]; the order of the list.")
-    text_score: float | None = Field(None, description="BM25; null where full text did not find it.")
+    text_score: float | None = Field(
+        None, description="BM25; null where full text did not find it."
+    )
     dense_score: float | None = Field(None, description="Cosine similarity to the query.")
 
 
@@ -56,7 +58,9 @@ class Answer(BaseModel):
     question: str
     collection: str
     declined: bool = Field(description="True when the documents hold nothing relevant.")
-    text: str = Field(description="What to show: the supporting sentence, then the model's phrasing.")
+    text: str = Field(
+        description="What to show: the supporting sentence, then the model's phrasing."
+    )
     extract: str | None = Field(None, description="Best supporting sentence, word for word.")
     phrasing: str | None = Field(None, description="The model's own words, not checked.")
     citations: list[Citation]
