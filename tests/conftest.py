@@ -1,4 +1,4 @@
-"""Shared fixtures: the model cache, isolated Jupyter folders, a server in this process and one in its own."""
+"""Shared fixtures: model cache, isolated Jupyter folders, servers in and beside this process."""
 
 from __future__ import annotations
 

@@ -113,8 +113,9 @@ def run(
         fail(f"{notebook} is not a file. Name a notebook (.ipynb).", REJECTED)
     parameters = parse_parameters(parameter or [])
     with ExitStack() as stack:
-        environment = choose_server(stack, url=url, own=own_server, data_dir=data_dir)
         folder = run_folder(output_dir, notebook, datetime.now())
+        environment = choose_server(stack, url=url, own=own_server, data_dir=data_dir)
+        environment["UAIT_RUN_DIR"] = str(folder.resolve())
         job = RunJob(
             notebook=notebook.resolve(),
             output=(folder / notebook.name).resolve(),

@@ -121,7 +121,9 @@ def test_an_interrupt_ends_worker_and_kernel_within_seconds(tmp_path: Path) -> N
     pid_file = tmp_path / "pid"
     path = notebook(
         tmp_path,
-        f"import os, pathlib, time\npathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\ntime.sleep(600)",
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(pid_file)!r}).write_text(str(os.getpid()))\n"
+        "time.sleep(600)",
     )
     code = (
         "import sys; from pathlib import Path\n"

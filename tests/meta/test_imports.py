@@ -1,0 +1,73 @@
+"""Start-up stays light: what an import may load and how long it may take."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "mlx",
+    "dspy",
+    "papermill",
+    "onnxruntime",
+    "onnx",
+    "transformers",
+    "duckdb",
+    "sqlalchemy",
+    "usearch",
+    "tantivy",
+    "tokenizers",
+    "pypdfium2",
+    "nbformat",
+    "nbconvert",
+)
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print('\\n'.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize("package", ["uait_server_ext", "uait_kernel"])
+def test_import_loads_nothing_heavy(package: str) -> None:
+    assert not loaded_by(f"import {package}") & set(HEAVY)
+
+
+def test_the_kernel_side_never_loads_the_server_side() -> None:
+    loaded = loaded_by("import uait_kernel, uait_kernel.client, uait_kernel.discovery")
+    assert not loaded & {"uait_server_ext", "jupyter_server", "tornado", "numpy", "pydantic"}
+
+
+def test_the_extension_adds_nothing_heavy_to_a_jupyter_server() -> None:
+    bare = loaded_by("import jupyter_server.serverapp")
+    added = loaded_by("import jupyter_server.serverapp, uait_server_ext.app") - bare
+    assert not added & {*HEAVY, "numpy"}
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> dict[str, str]:
+    """Let Python keep bytecode, as an installed package has it, wherever the tests run."""
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return kept | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+
+
+def seconds(statement: str, environment: dict[str, str], before: str = "pass") -> float:
+    timed = f"t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    code = f"{before}\nimport time\n{timed}"
+    command = [sys.executable, "-c", code]
+    runs = [
+        float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+        for _ in range(6)
+    ]
+    return min(runs)  # the machine's other work only ever adds
+
+
+def test_imports_are_within_their_budgets(compiled: dict[str, str]) -> None:
+    assert seconds("import uait_kernel", compiled) <= 0.15
+    bare = "import jupyter_server.serverapp"
+    assert seconds("import uait_server_ext.app", compiled, before=bare) <= 0.25
