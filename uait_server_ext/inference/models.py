@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,3 +117,20 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], *, purpose: EmbedPurpose) -> Vectors:
         """Return L2-normalised vectors of shape (len(texts), dimension); queries go first."""
         ...
+
+
+class PullProgress(BaseModel):
+    """How far the download of one model is."""
+
+    model: str
+    stage: Literal["downloading", "verifying", "done"]
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+class ServiceState(NamedTuple):
+    """How one part of the service stands, for the health report."""
+
+    name: str
+    state: Literal["ready", "starting", "stopped", "failed"]
+    detail: str = ""

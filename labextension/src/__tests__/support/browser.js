@@ -1,0 +1,20 @@
+/** jsdom with what browsers have and jsdom lacks: fetch, streams and text codecs. */
+const { TestEnvironment } = require('jest-environment-jsdom');
+
+module.exports = class extends TestEnvironment {
+  async setup() {
+    await super.setup();
+    Object.assign(this.global, {
+      fetch,
+      Headers,
+      ReadableStream,
+      Request,
+      Response,
+      TextDecoder,
+      TextEncoder,
+      // fetch takes only signals of its own realm
+      AbortController,
+      AbortSignal
+    });
+  }
+};

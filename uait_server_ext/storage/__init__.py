@@ -1,0 +1,1 @@
+"""Where bytes are kept: files written in one piece. Knows no domain."""
