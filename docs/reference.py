@@ -68,9 +68,10 @@ def command_help(*words: str) -> str:
 
 def magic_help(name: str) -> str:
     """Return the usage text of a magic."""
-    from uait_kernel.magics import usage
+    from uait_kernel.magics import UaitMagics
 
-    return f"\n```text\n{usage(name).strip()}\n```\n"
+    text = (getattr(UaitMagics, name).__doc__ or "").strip()
+    return f"\n```text\n{text}\n```\n"
 
 
 def models() -> str:

@@ -41,6 +41,7 @@ export default tseslint.config(
       ]
     }
   },
-  { files: ['*.js', '*.mjs'], languageOptions: { globals: globals.node } },
+  { files: ['**/*.{js,mjs}'], languageOptions: { globals: globals.node } },
+  { files: ['src/__tests__/**'], rules: { 'jupyter/no-untranslated-string': 'off' } },
   prettier
 );

@@ -53,6 +53,8 @@ class Transport:
         try:
             with self._explained():
                 content = response.read(LARGEST_ANSWER + 1)
+                if response.length and len(content) <= LARGEST_ANSWER:
+                    raise http.client.IncompleteRead(content, response.length)
         finally:
             disconnect(connection, response)
         if response.status == HTTPStatus.NO_CONTENT:

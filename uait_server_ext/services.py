@@ -104,9 +104,7 @@ class Services:
 
     def states(self) -> list[ServiceState]:
         """Return the state of each service, without waiting for one."""
-        if self._started is None:
-            return [ServiceState(name="services", state="stopped")]
-        if not self._started.done():
+        if self._started is None or not self._started.done():
             return [ServiceState(name="services", state="starting")]
         if self._started.cancelled() or self._started.exception() is not None:
             return [ServiceState(name="services", state="failed", detail="see the server's log")]

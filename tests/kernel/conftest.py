@@ -20,7 +20,12 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from hypothesis import settings
 from IPython.core.interactiveshell import InteractiveShell
+
+# A loaded machine is slow, not wrong.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 Json = dict[str, Any]
 TOKEN = "s3cret-t0ken-never-shown"  # noqa: S105
@@ -111,6 +116,7 @@ class ProtocolServer:
     Attributes:
         requests: method, path and body of every request.
         faults: handlers in place of an operation, by the last segment of its path.
+        delay: seconds between two deltas.
         pause: while it is set to an Event, streams wait for that after their first delta.
         cancelled: set when a client went away before its stream ended.
     """
@@ -119,6 +125,7 @@ class ProtocolServer:
         self.token, self.base = token, base
         self.requests: list[tuple[str, str, Json | None]] = []
         self.faults: dict[str, Callable[[Handler], None]] = {}
+        self.delay = 0.0
         self.pause: threading.Event | None = None
         self.cancelled = threading.Event()
         self.paused = threading.Event()
@@ -286,6 +293,7 @@ class ProtocolServer:
                 handler.event(event)
             for number, word in enumerate(words):
                 handler.event({"type": "delta", "text": word})
+                time.sleep(self.delay)
                 if self.pause is not None and number == 1:
                     self.paused.set()
                     while not self.pause.wait(0.01):

@@ -38,17 +38,17 @@ def answer_plain(answer: Answer) -> str:
     if answer.citations and answer.state != "streaming":
         sources = (_source_line(citation) for citation in answer.citations)
         parts.append("\n".join(("Sources:", *sources)))
-    return "\n\n".join(part for part in parts if part)
+    return clean("\n\n".join(part for part in parts if part))
 
 
 def answer_body(answer: Answer) -> str:
     """Return the words of an answer without its sources: the extract in quotes, then the rest."""
     if answer.extract is None:
-        return clean(answer.text)
+        return answer.text
     parts = [f"“{answer.extract.strip()}”"]
     if answer.phrasing:
         parts += [NOT_CHECKED, answer.phrasing]
-    return clean("\n\n".join(parts))
+    return "\n\n".join(parts)
 
 
 def _html_parts(answer: Answer) -> list[Markup]:
@@ -99,7 +99,7 @@ def _source(citation: Citation) -> Markup:
 
 def _source_line(citation: Citation) -> str:
     quote = " ".join(shorten(citation.quote, QUOTE_CHARACTERS).split())
-    return clean(f"[{citation.number}] {citation.path}{_where(citation)}: “{quote}”")
+    return f"[{citation.number}] {citation.path}{_where(citation)}: “{quote}”"
 
 
 def _figures(answer: Answer) -> str:

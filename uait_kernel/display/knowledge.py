@@ -66,7 +66,7 @@ def status_bundle(status: CollectionStatus) -> Bundle:
         _files_plain("Left to do", status.pending),
         _files_plain("Not readable", status.failed),
     ]
-    return Bundle(html, "\n\n".join(part for part in plain if part))
+    return Bundle(html, clean("\n\n".join(part for part in plain if part)))
 
 
 def _left_to_do(status: CollectionStatus) -> str:
@@ -152,7 +152,7 @@ def _files_plain(heading: str, files: tuple[UnfinishedFile, ...]) -> str:
         f"  {file.path}{f': {file.error}' if file.error else ''}" for file in files[:FILES_LISTED]
     ]
     more = _more(files)
-    return clean("\n".join([f"{heading}:", *lines, *([f"  {more}"] if more else [])]))
+    return "\n".join([f"{heading}:", *lines, *([f"  {more}"] if more else [])])
 
 
 def _more(files: tuple[UnfinishedFile, ...]) -> str:

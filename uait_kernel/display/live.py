@@ -69,7 +69,7 @@ class NotebookLive:
 
     def finish(self, result: Shown) -> None:
         self._publish(result.bundle())
-        result.mark_streamed(self._execution, terminal=False)
+        result.mark_shown(self._execution)
 
     def _publish(self, bundle: Bundle) -> None:
         from IPython.display import display
@@ -94,7 +94,7 @@ class FinalOnly:
 
         bundle = result.bundle()
         display(bundle.data, raw=True, metadata=bundle.metadata)
-        result.mark_streamed(self._execution, terminal=False)
+        result.mark_shown(self._execution)
 
 
 class TerminalLive:
@@ -116,12 +116,13 @@ class TerminalLive:
         self._write(result.bundle().plain, last=True)
         self._stream.write("\n")
         self._stream.flush()
-        result.mark_streamed(self._execution, terminal=True)
+        result.mark_shown(self._execution, terminal=True)
 
     def _write(self, text: str, *, last: bool) -> None:
         """Bring the terminal from what it shows to this text."""
-        kept = self._shown.rstrip()
-        if text.startswith(kept):
+        if text.startswith(self._shown):
+            self._stream.write(text[len(self._shown) :])
+        elif text.startswith(kept := self._shown.rstrip()):
             self._stream.write(text[len(kept) :])
         elif "\n" in self._shown:
             self._stream.write(f"\n\n{text}")
@@ -136,17 +137,20 @@ class TerminalLive:
 class Silent:
     """No output at all: `%ask …;` only returns its answer."""
 
+    def __init__(self, execution: int) -> None:
+        self._execution = execution
+
     def draw(self, current: Callable[[], Shown]) -> None:
         pass
 
     def finish(self, result: Shown) -> None:
-        pass
+        result.mark_shown(self._execution)
 
 
 def live_output(shell: InteractiveShell, *, silent: bool = False) -> Live:
     """Return the output that fits where this shell runs."""
     if silent:
-        return Silent()
+        return Silent(shell.execution_count)
     kernel = getattr(shell, "kernel", None)
     if kernel is None:
         return TerminalLive(shell.execution_count, sys.stdout)

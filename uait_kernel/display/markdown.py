@@ -21,8 +21,8 @@ BLOCKS = {"p", "br", "hr", "h4", "h5", "h6", "pre", "blockquote", "ul", "ol", "l
 TABLES = {"table", "thead", "tbody", "tr", "th", "td"}
 TAGS = frozenset({"strong", "em", "s", "code", "a"} | BLOCKS | TABLES)
 LINK_SCHEMES = frozenset({"http", "https", "mailto"})
-# Longer text is shown as it is: parsing grows faster than its length in the worst case.
-LONGEST_MARKDOWN = 100_000
+# Longer text is shown as it is: hostile text of this length takes seconds to parse.
+LONGEST_MARKDOWN = 50_000
 
 
 def render_markdown(text: str) -> Markup:

@@ -7,7 +7,7 @@ themes, VS Code and exported pages all show readable text.
 from __future__ import annotations
 
 import html
-import unicodedata
+import re
 from collections.abc import Iterable, Sequence
 
 STYLE = """<style>
@@ -28,6 +28,10 @@ border-bottom:1px solid var(--jp-border-color2,rgba(127,127,127,.35))}
 </style>"""
 
 
+# All but tab and line feed, and halves of surrogate pairs, which cannot be written at all.
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
 class Markup(str):
     """HTML that is safe already; any other string is escaped where it is put into a page."""
 
@@ -36,9 +40,7 @@ class Markup(str):
 
 def clean(text: str) -> str:
     """Return text without control characters: none may reach a terminal or a page."""
-    return "".join(
-        char for char in text if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs")
-    )
+    return CONTROL.sub("", text)
 
 
 def escape(text: str) -> Markup:

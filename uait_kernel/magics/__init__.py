@@ -28,6 +28,8 @@ from .questions import keep_questions
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from uait_kernel.results.shown import Shown
+
 NAMES = {"line": ("ask", "kb", "models"), "cell": ("ask",)}
 
 
@@ -56,7 +58,8 @@ class UaitMagics(Magics):
     def kb(self, line: str, local_ns: Mapping[str, Any] | None = None) -> Any:
         line, silent = _without_semicolon(line)
         try:
-            return run_kb(self.shell, line, self._names(local_ns), silent=silent)
+            result = run_kb(self.shell, line, self._names(local_ns), silent=silent)
+            return self._silenced(result) if silent else result
         except HelpWanted as wanted:
             print(wanted)
         return None
@@ -64,9 +67,10 @@ class UaitMagics(Magics):
     @no_var_expand
     @line_magic
     def models(self, line: str) -> Any:
-        line, _ = _without_semicolon(line)
+        line, silent = _without_semicolon(line)
         try:
-            return run_models(line)
+            result = run_models(line)
+            return self._silenced(result) if silent else result
         except HelpWanted:
             print(models_parser().format_help())
         return None
@@ -75,6 +79,16 @@ class UaitMagics(Magics):
     ask.__doc__ = ask_parser().format_help()
     kb.__doc__ = kb_help()
     models.__doc__ = models_parser().format_help()
+
+    def _silenced(self, result: Shown | None) -> Shown | None:
+        """Return a result that the cell returns but does not show.
+
+        IPython's own rule for `;` does not reach a line magic, and `output_can_be_silenced` would
+        throw the result away, also in `hits = %kb search …;`.
+        """
+        if result is not None:
+            result.mark_shown(self.shell.execution_count)
+        return result
 
     def _names(self, local_ns: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the names an expression can use: the kernel's, and a function's own over them."""

@@ -13,6 +13,8 @@ from typing import Any
 
 from uait_kernel.errors import one_line
 
+NOT_SHOWN: tuple[int | None, bool] = (None, False)
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -36,22 +38,22 @@ class Shown:
         """Return what a front end shows."""
         raise NotImplementedError
 
-    def mark_streamed(self, execution: int, *, terminal: bool) -> None:
-        """Remember that this execution has shown the result already."""
-        object.__setattr__(self, "_streamed", (execution, terminal))
+    def mark_shown(self, execution: int, *, terminal: bool = False) -> None:
+        """Remember that this execution has shown the result already, or is not to show it."""
+        object.__setattr__(self, "_shown", (execution, terminal))
 
     @property
     def is_above(self) -> bool:
         """Whether a terminal shows the result already, just above."""
-        execution, terminal = getattr(self, "_streamed", (None, False))
+        execution, terminal = getattr(self, "_shown", NOT_SHOWN)
         return terminal and execution == _execution()
 
     def _ipython_display_(self) -> None:
-        """Stay silent for the value of the cell that streamed it; else let the bundle be shown."""
-        execution, terminal = getattr(self, "_streamed", (None, False))
+        """Stay silent for the value of the cell that showed it; else let the bundle be shown."""
+        execution, terminal = getattr(self, "_shown", NOT_SHOWN)
         if terminal or execution is None or execution != _execution():
             raise NotImplementedError  # IPython goes on with `_repr_mimebundle_`
-        object.__setattr__(self, "_streamed", (None, False))
+        object.__setattr__(self, "_shown", NOT_SHOWN)
 
     def _repr_mimebundle_(
         self, include: Any = None, exclude: Any = None

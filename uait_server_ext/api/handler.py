@@ -148,7 +148,9 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
 
     def check_xsrf_cookie(self) -> None:
         """Answer 401 before 403: who is not logged in has no XSRF cookie to be wrong about."""
-        if getattr(self, "_jupyter_current_user", None) is None and not self.is_public():
+        # Tornado calls this once before Jupyter has looked for a user: there is nothing to say yet.
+        looked = hasattr(self, "_jupyter_current_user")
+        if looked and not self.current_user and not self.is_public():
             raise web.HTTPError(HTTPStatus.UNAUTHORIZED)
         super().check_xsrf_cookie()
 

@@ -65,7 +65,9 @@ class CatalogueEntry(BaseModel):
     package: Package | None = None
     hub: str | None = Field(None, pattern=r"^[\w.-]+/[\w.-]+$")
     delay_seconds: float = Field(
-        0.0, ge=0.0, description="Pause before each word of an echo model, so that it can be stopped."
+        0.0,
+        ge=0.0,
+        description="Pause before each word of an echo model, so that it can be stopped.",
     )
 
     @model_validator(mode="after")

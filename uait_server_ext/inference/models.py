@@ -68,7 +68,9 @@ class ChatDone(BaseModel):
     backend: str
     finish_reason: Literal["stop", "length"]
     usage: Usage
-    first_token_seconds: float = Field(description="From request to first token, queueing included.")
+    first_token_seconds: float = Field(
+        description="From request to first token, queueing included."
+    )
     seconds: float
 
 
@@ -81,14 +83,18 @@ class ModelInfo(BaseModel):
     id: str
     kind: ModelKind
     description: str
-    source: str = Field(description="Where it comes from: `package:NAME==VERSION` or `hub:REPOSITORY`.")
+    source: str = Field(
+        description="Where it comes from: `package:NAME==VERSION` or `hub:REPOSITORY`."
+    )
     licence: str
     size_bytes: int = Field(description="Download size.")
     memory_bytes: int = Field(description="Memory that a loaded model takes.")
     context_tokens: int
     dimension: int | None = Field(None, description="Of an embedding model: numbers in a vector.")
     state: ModelState
-    backend: str | None = Field(None, description="The backend that runs it here; null where none can.")
+    backend: str | None = Field(
+        None, description="The backend that runs it here; null where none can."
+    )
     default: bool = Field(False, description="What `auto` means here.")
     note: str | None = Field(None, description="Why it cannot run here, or why it is slow.")
 

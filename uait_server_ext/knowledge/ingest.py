@@ -125,7 +125,8 @@ class Ingest:
             await in_thread(self._store.remove, list(plan.removed))
         for shown in plan.removed.values():
             await self._report(FileReport(path=shown, state="removed"))
-        settled = [entry.path for entry in (*plan.unchanged, *plan.vanished)]
+        settled = [file.path for file in plan.unchanged]
+        settled += [source.path for source in plan.vanished]
         await in_thread(self._store.forget, settled)
         for source in plan.vanished:
             error = "The file is no longer there."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,7 +126,7 @@ class Planner:
 
     def _resume(self, plan: Plan, waiting: Source) -> None:
         try:
-            status = os.stat(waiting.path)
+            status = Path(waiting.path).stat()
         except OSError:
             if document := plan.known.get(waiting.path):
                 plan.removed[document.id] = document.shown

@@ -106,7 +106,7 @@ def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict
 
 
 def _reading(answer: dict[str, Any]) -> Reading | str:
-    """Return what was read, or the error; the process is not trusted to send well-formed answers."""
+    """Return what was read, or the error; a hostile file may have answered in its place."""
     if "error" in answer:
         return str(answer["error"])
     passages = answer.pop("passages")

@@ -41,12 +41,11 @@ def rank(
     vector: Vectors | None,
     *,
     limit: int,
-    dense_weight: float = DENSE_WEIGHT,
+    mode: SearchMode = "hybrid",
 ) -> Ranking:
-    """Rank chunks for a query; without its vector by words only.
+    """Rank chunks for a query; mode `text` needs no vector of it.
 
-    ``dense_weight`` 1 ranks by the cosine only. Every candidate gets its cosine, whichever search
-    found it.
+    Every candidate gets its cosine, whichever search found it.
     """
     depth = max(CANDIDATES, 2 * limit)
     if vector is None:
@@ -54,17 +53,17 @@ def rank(
         return Ranking(ids, _spread(scores, low=0.0), scores, None)
     near, _ = collection.vectors.search(vector, depth)
     matched, bm25 = collection.text.search(query, depth)
-    ids = near if dense_weight >= 1 else np.union1d(near, matched)
+    ids = near if mode == "dense" else np.union1d(near, matched)
     dense = collection.vectors.similarities(vector, ids)
     # Between two follow-ups of the indexes one may be ahead of the other.
     ids, dense = ids[~np.isnan(dense)], dense[~np.isnan(dense)]
     found = dict(zip(matched.tolist(), bm25.tolist(), strict=True))
     text = np.array([found.get(id_, np.nan) for id_ in ids.tolist()], dtype=np.float32)
-    if dense_weight >= 1:
+    if mode == "dense":
         fused = np.clip(dense, 0.0, 1.0)
     else:
         words = _spread(np.nan_to_num(text), low=0.0)
-        fused = dense_weight * _spread(dense) + (1 - dense_weight) * words
+        fused = DENSE_WEIGHT * _spread(dense) + (1 - DENSE_WEIGHT) * words
     # Equal scores keep the order of their ids, so that the same question gives the same list.
     order = np.lexsort((ids, -fused))[:limit]
     return Ranking(ids[order], fused[order], text[order], dense[order])
@@ -93,11 +92,6 @@ def hits(collection: Collection, ranking: Ranking) -> list[Hit]:
             )
         )
     return found
-
-
-def weight_of(mode: SearchMode) -> float:
-    """Return the weight of the cosine that a search mode means."""
-    return {"text": 0.0, "hybrid": DENSE_WEIGHT, "dense": 1.0}[mode]
 
 
 def _spread(scores: Scores, low: float | None = None) -> Scores:

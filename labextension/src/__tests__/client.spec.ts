@@ -27,7 +27,13 @@ function clientOf(respond: (request: Request) => Response | Promise<Response>): 
 }
 
 function problem(status: number, code: string, detail: string): string {
-  return JSON.stringify({ type: `urn:uait:problem:${code}`, title: '', status, code, detail });
+  return JSON.stringify({
+    type: `urn:uait:problem:${code}`,
+    title: '',
+    status,
+    code,
+    detail
+  });
 }
 
 function events(...lines: string[]): Response {
@@ -71,7 +77,9 @@ describe('ApiClient', () => {
         `event: done\ndata: ${JSON.stringify(done)}\n\n`
       )
     );
-    const got = await collect<AskEvent>(client.ask('a b', { question: 'Why?' }, never()));
+    const got = await collect<AskEvent>(
+      client.ask('a b', { question: 'Why?' }, never())
+    );
     expect(got).toEqual([{ type: 'delta', text: 'Be' }, done]);
     expect(requests[0]?.method).toBe('POST');
     expect(requests[0]?.url).toContain('/uait/v1/collections/a%20b/ask');
@@ -81,9 +89,12 @@ describe('ApiClient', () => {
   it('passes on the problem document of a refused request', async () => {
     const { client } = clientOf(
       () =>
-        new Response(problem(404, 'collection-not-found', 'No collection "x". Add it.'), {
-          status: 404
-        })
+        new Response(
+          problem(404, 'collection-not-found', 'No collection "x". Add it.'),
+          {
+            status: 404
+          }
+        )
     );
     const reason = await failure(collect(client.ask('x', { question: 'q' }, never())));
     expect([reason.code, reason.status]).toEqual(['collection-not-found', 404]);
@@ -93,7 +104,10 @@ describe('ApiClient', () => {
   it('passes on an error event that comes in the middle of the stream', async () => {
     const text = problem(503, 'worker-died', 'The model worker ended. Ask again.');
     const { client } = clientOf(() =>
-      events('data: {"type":"delta","text":"Be"}\n\n', `event: error\ndata: ${text}\n\n`)
+      events(
+        'data: {"type":"delta","text":"Be"}\n\n',
+        `event: error\ndata: ${text}\n\n`
+      )
     );
     const got: AskEvent[] = [];
     const reason = await failure(
@@ -113,7 +127,9 @@ describe('ApiClient', () => {
     ['there is no body', () => new Response(null)]
   ])('says that the answer was cut off when %s', async (_, respond) => {
     const { client } = clientOf(respond);
-    const reason = await failure(collect(client.ask('docs', { question: 'q' }, never())));
+    const reason = await failure(
+      collect(client.ask('docs', { question: 'q' }, never()))
+    );
     expect(reason.code).toBe('interrupted');
     expect(describeProblem(reason, trans)).toMatch(/before it was complete/);
   });
@@ -150,7 +166,9 @@ describe('ApiClient', () => {
           request.signal.addEventListener('abort', () => reject(new Error('aborted')))
         )
     );
-    const pending = failure(collect(client.ingest('docs', { path: 'x' }, abort.signal)));
+    const pending = failure(
+      collect(client.ingest('docs', { path: 'x' }, abort.signal))
+    );
     await Promise.resolve();
     abort.abort();
     await pending;

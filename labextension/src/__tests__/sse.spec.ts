@@ -37,7 +37,10 @@ describe('EventStreamDecoder', () => {
     const all = bytes(stream + '\n');
     for (let cut = 0; cut <= all.length; cut++) {
       const decoder = new EventStreamDecoder();
-      const events = [...decoder.push(all.slice(0, cut)), ...decoder.push(all.slice(cut))];
+      const events = [
+        ...decoder.push(all.slice(0, cut)),
+        ...decoder.push(all.slice(cut))
+      ];
       expect(events.map(({ event, data }) => [event, data])).toEqual(expected);
     }
   });

@@ -31,11 +31,12 @@ export function AddDocuments(props: IAddDocumentsProps): React.JSX.Element {
   const running = state.phase === 'running';
 
   useEffect(() => setCollection(props.collection), [props.collection]);
+  const focusAtFirst = useRef(props.autoFocus);
   useEffect(() => {
-    if (props.autoFocus) {
+    if (focusAtFirst.current) {
       pathInput.current?.focus();
     }
-  }, [props.autoFocus]);
+  }, []);
 
   const submit = (event: React.FormEvent) => {
     event.preventDefault();
@@ -46,7 +47,11 @@ export function AddDocuments(props: IAddDocumentsProps): React.JSX.Element {
     }
   };
   return (
-    <form className="jp-uait-AddDocuments" onSubmit={submit}>
+    <form
+      className="jp-uait-AddDocuments"
+      aria-label={trans.__('Add documents')}
+      onSubmit={submit}
+    >
       <label htmlFor={pathId}>{trans.__('File or folder')}</label>
       <input
         id={pathId}
@@ -59,7 +64,7 @@ export function AddDocuments(props: IAddDocumentsProps): React.JSX.Element {
         aria-describedby={hintId}
         onChange={event => setPath(event.target.value)}
       />
-      <label htmlFor={collectionId}>{trans.__('Collection')}</label>
+      <label htmlFor={collectionId}>{trans.__('Into collection')}</label>
       <input
         id={collectionId}
         className="jp-mod-styled"

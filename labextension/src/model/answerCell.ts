@@ -89,18 +89,16 @@ function oneLine(text: string): string {
   return text.replace(/\s+/g, ' ').trim();
 }
 
-// Entities, not backslashes, where JupyterLab takes formulas out before Markdown is read.
 const ENTITIES: Record<string, string> = {
   '&': '&amp;',
   '<': '&lt;',
   '>': '&gt;',
-  '\\': '&#92;',
-  $: '&#36;',
-  '@': '&#64;'
+  '@': '&#64;',
+  '`': '&#96;'
 };
 
 /**
- * Escape text so that Markdown shows it as written.
+ * Escape text so that Markdown shows it as written, but for the white space of its lines.
  *
  * No tag, link, image, formula or structure can come from it: a cell of one's own notebook is
  * trusted, so the text of a model or a document must hold nothing that acts.
@@ -112,13 +110,16 @@ export function escapeMarkdown(text: string): string {
     .map(line =>
       line
         .trim()
-        .replace(/[&<>\\$@]/g, character => ENTITIES[character] ?? character)
-        .replace(/[`*_[\]{}~|]/g, '\\$&')
+        .replace(/[&<>@`]/g, character => ENTITIES[character] ?? character)
+        // MathJax reads formulas from the finished page, but not from code
+        .replace(/[$\\]+|[*_[\]{}~|]/g, found =>
+          /[$\\]/.test(found) ? `\`${found}\`` : `\\${found}`
+        )
         // bare addresses would become links
         .replace(/(https?|ftp):\/\//gi, '$1&#58;//')
-        .replace(/\bwww\./gi, 'www&#46;')
+        .replace(/www\./gi, found => `${found.slice(0, 3)}&#46;`)
         // a line may open a heading, a list, a rule or the underline of a heading
-        .replace(/^([#+=-])/, '\\$1')
+        .replace(/^([#+=:-])/, '\\$1')
         .replace(/^(\d{1,9})([.)])/, '$1\\$2')
     )
     .join('\n');

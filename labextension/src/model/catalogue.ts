@@ -75,7 +75,11 @@ export class Catalogue {
         now.phase === 'ready' ? pickCollection(now.collections, collection) : collection
       );
     }
-    if (now.phase !== 'ready' || now.models.some(known => known.id === model)) {
+    if (
+      now.phase !== 'ready' ||
+      model === AUTO_MODEL ||
+      now.models.some(known => known.id === model)
+    ) {
       this.chooseModel(model || AUTO_MODEL);
     }
   }

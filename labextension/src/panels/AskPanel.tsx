@@ -6,7 +6,13 @@ import {
   refreshIcon
 } from '@jupyterlab/ui-components';
 import type { Message } from '@lumino/messaging';
-import React, { useCallback, useLayoutEffect, useRef, useState } from 'react';
+import React, {
+  useCallback,
+  useEffect,
+  useLayoutEffect,
+  useRef,
+  useState
+} from 'react';
 import { describeProblem } from '../api/problem';
 import { AddDocuments } from '../components/AddDocuments';
 import { ExchangeView } from '../components/ExchangeView';
@@ -84,12 +90,20 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
   const { catalogue, session, ingestion, maxTokens, inputRef } = props;
   const state = useStore(catalogue.state);
   const exchanges = useStore(session.exchanges);
+  const ingesting = useStore(ingestion.state).phase === 'running';
   const [adding, setAdding] = useState(false);
   const busy = exchanges.some(isRunning);
   const empty = state.phase === 'ready' && !state.collections.length;
   const { collection, model } = state;
 
   const refresh = useCallback(() => void catalogue.refresh(), [catalogue]);
+  // What an ingest reports stays in sight until the form is closed.
+  useEffect(() => {
+    if (ingesting) {
+      setAdding(true);
+    }
+  }, [ingesting]);
+
   const retry = useCallback(
     (exchange: IExchange) => void session.ask(exchange, maxTokens()),
     [session, maxTokens]
@@ -102,6 +116,7 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
           icon={addIcon}
           label={trans.__('Add documents')}
           expanded={adding || empty}
+          disabled={empty}
           onClick={() => setAdding(!adding)}
         />
         <IconButton
@@ -120,10 +135,7 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
         <Pickers
           catalogue={catalogue}
           state={state}
-          onResume={name => {
-            setAdding(true);
-            void ingestion.add(name, null);
-          }}
+          onResume={name => void ingestion.add(name, null)}
         />
       )}
       {state.problem && (
@@ -136,7 +148,7 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
         <AddDocuments
           ingestion={ingestion}
           collection={collection || 'default'}
-          autoFocus={adding}
+          autoFocus={!empty}
         />
       )}
       <History

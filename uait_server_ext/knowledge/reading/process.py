@@ -16,7 +16,7 @@ import struct
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from uait_server_ext.errors import UnsupportedDocument
 from uait_server_ext.knowledge.reading.read import read
@@ -55,7 +55,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return asdict(reading)
 
 
-def receive(stream: BinaryIO, max_bytes: int = 1 << 30) -> dict[str, Any] | None:
+def receive(stream: IO[bytes], max_bytes: int = 1 << 30) -> dict[str, Any] | None:
     """Read one frame; None at the end of the stream.
 
     Raises:
@@ -80,7 +80,7 @@ def receive(stream: BinaryIO, max_bytes: int = 1 << 30) -> dict[str, Any] | None
     return frame
 
 
-def send(stream: BinaryIO, frame: dict[str, Any]) -> None:
+def send(stream: IO[bytes], frame: dict[str, Any]) -> None:
     """Write one frame."""
     body = json.dumps(frame).encode()
     stream.write(LENGTH.pack(len(body)) + body)

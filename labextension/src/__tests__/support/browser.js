@@ -1,4 +1,4 @@
-/** jsdom with what browsers have and jsdom lacks: fetch, streams and text codecs. */
+/** jsdom with what browsers have and jsdom lacks: fetch, streams, text codecs, ... */
 const { TestEnvironment } = require('jest-environment-jsdom');
 
 module.exports = class extends TestEnvironment {
@@ -12,6 +12,9 @@ module.exports = class extends TestEnvironment {
       Response,
       TextDecoder,
       TextEncoder,
+      DragEvent: class extends this.global.MouseEvent {},
+      matchMedia: () => ({ matches: false, addListener: () => undefined }),
+      requestIdleCallback: run => setTimeout(run),
       // fetch takes only signals of its own realm
       AbortController,
       AbortSignal

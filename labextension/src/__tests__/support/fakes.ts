@@ -65,7 +65,9 @@ export class FakeApi implements IApi {
   readonly ingested: ICall<IngestRequest, IngestEvent>[] = [];
 
   models(): Promise<ModelInfo[]> {
-    return this.failure ? Promise.reject(this.failure) : Promise.resolve(this.modelList);
+    return this.failure
+      ? Promise.reject(this.failure)
+      : Promise.resolve(this.modelList);
   }
 
   collections(): Promise<CollectionStatus[]> {
