@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from IPython.display import DisplayHandle
 
 FRAME_SECONDS = 0.1
-# Drawing may take this part of the time at most, however long the text grows.
+# Drawing takes this part of the time at most, however long the text grows, but never waits longer
+# than people do: the first drawing of a kernel imports what it needs.
 DRAWING_SHARE = 0.1
+LONGEST_FRAME_SECONDS = 1.0
 
 
 class Live(Protocol):
@@ -53,7 +55,8 @@ class Frames:
             return
         action()
         ended = self._clock()
-        self._next = ended + max(FRAME_SECONDS, (ended - began) / DRAWING_SHARE)
+        wanted = max(FRAME_SECONDS, (ended - began) / DRAWING_SHARE)
+        self._next = ended + min(wanted, LONGEST_FRAME_SECONDS)
 
 
 class NotebookLive:

@@ -35,6 +35,7 @@ from uait_server_ext.knowledge.models import (
     CollectionStatus,
     DocumentList,
     Hit,
+    IngestDone,
     IngestEvent,
     SearchMode,
     SearchRequest,
@@ -208,12 +209,17 @@ class KnowledgeBase:
         try:
             async with receive:
                 async for event in receive:
+                    if isinstance(event, IngestDone):
+                        # Who hears that it is done may begin the next one at once.
+                        await task
+                        del self._ingests[name]
                     yield event
             await task
         finally:
             task.cancel()
             await asyncio.wait({task})
-            del self._ingests[name]
+            if self._ingests.get(name) is task:
+                del self._ingests[name]
 
     async def search(self, name: str, request: SearchRequest) -> SearchResponse:
         """Search a collection.

@@ -4,86 +4,6 @@
  */
 
 export interface paths {
-    "/uait/v1/health/live": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Tell that the process answers; for probes, tells nothing else.
-         * @description Tell that the process answers; for probes, tells nothing else.
-         */
-        get: operations["health_live"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/uait/v1/health": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Tell whether the server is ready, and the state of each service.
-         * @description Tell whether the server is ready, and the state of each service.
-         */
-        get: operations["health"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/uait/v1/openapi.json": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Describe this API as OpenAPI 3.1.
-         * @description Describe this API as OpenAPI 3.1.
-         */
-        get: operations["openapi"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/uait/v1/models": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List the models of the catalogue with their state on this machine.
-         * @description List the models of the catalogue with their state on this machine.
-         */
-        get: operations["list_models"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/uait/v1/chat": {
         parameters: {
             query?: never;
@@ -143,6 +63,29 @@ export interface paths {
          * @description Delete a collection with its documents' text and indexes; the files stay.
          */
         delete: operations["delete_collection"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/collections/{collection}/ask": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Answer a question from a collection with numbered citations, or decline.
+         * @description Answer a question from a collection with numbered citations, or decline.
+         *
+         *     The evidence comes first: whether the documents answer the question, the best supporting
+         *     sentence, the citations. Then the model's phrasing is streamed. Disconnecting cancels it.
+         */
+        post: operations["ask"];
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -211,23 +154,80 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/uait/v1/collections/{collection}/ask": {
+    "/uait/v1/health": {
         parameters: {
             query?: never;
             header?: never;
             path?: never;
             cookie?: never;
         };
-        get?: never;
-        put?: never;
         /**
-         * Answer a question from a collection with numbered citations, or decline.
-         * @description Answer a question from a collection with numbered citations, or decline.
-         *
-         *     The evidence comes first: whether the documents answer the question, the best supporting
-         *     sentence, the citations. Then the model's phrasing is streamed. Disconnecting cancels it.
+         * Tell whether the server is ready, and the state of each service.
+         * @description Tell whether the server is ready, and the state of each service.
          */
-        post: operations["ask"];
+        get: operations["health"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/health/live": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Tell that the process answers; for probes, tells nothing else.
+         * @description Tell that the process answers; for probes, tells nothing else.
+         */
+        get: operations["health_live"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the models of the catalogue with their state on this machine.
+         * @description List the models of the catalogue with their state on this machine.
+         */
+        get: operations["list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/openapi.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Describe this API as OpenAPI 3.1.
+         * @description Describe this API as OpenAPI 3.1.
+         */
+        get: operations["openapi"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -243,8 +243,13 @@ export interface components {
          * @description An answer with its evidence.
          */
         Answer: {
-            /** Question */
-            question: string;
+            /**
+             * Backend
+             * @default null
+             */
+            backend?: string | null;
+            /** Citations */
+            citations: components["schemas"]["Citation"][];
             /** Collection */
             collection: string;
             /**
@@ -253,80 +258,68 @@ export interface components {
              */
             declined: boolean;
             /**
-             * Text
-             * @description What to show: the supporting sentence, then the model's phrasing.
-             */
-            text: string;
-            /**
              * Extract
              * @description Best supporting sentence, word for word.
              * @default null
              */
             extract?: string | null;
             /**
-             * Phrasing
-             * @description The model's own words, not checked.
+             * First Token Seconds
              * @default null
              */
-            phrasing?: string | null;
-            /** Citations */
-            citations: components["schemas"]["Citation"][];
+            first_token_seconds?: number | null;
             /**
              * Model
              * @default null
              */
             model?: string | null;
             /**
-             * Backend
+             * Phrasing
+             * @description The model's own words, not checked.
              * @default null
              */
-            backend?: string | null;
-            usage: components["schemas"]["Usage"];
+            phrasing?: string | null;
+            /** Question */
+            question: string;
             /** Seconds */
             seconds: number;
             /**
-             * First Token Seconds
-             * @default null
+             * Text
+             * @description What to show: the supporting sentence, then the model's phrasing.
              */
-            first_token_seconds?: number | null;
+            text: string;
+            usage: components["schemas"]["Usage"];
         };
         /**
          * AnswerDelta
          * @description The next piece of the model's phrasing.
          */
         AnswerDelta: {
+            /** Text */
+            text: string;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "delta";
-            /** Text */
-            text: string;
         };
         /**
          * AnswerDone
          * @description The last event: the whole answer.
          */
         AnswerDone: {
+            answer: components["schemas"]["Answer"];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "done";
-            answer: components["schemas"]["Answer"];
         };
         /**
          * AskRequest
          * @description A question to one collection.
          */
         AskRequest: {
-            /** Question */
-            question: string;
-            /**
-             * Model
-             * @default auto
-             */
-            model?: string;
             /**
              * K
              * @description Passages given to the model.
@@ -339,26 +332,24 @@ export interface components {
              */
             max_tokens?: number;
             /**
+             * Model
+             * @default auto
+             */
+            model?: string;
+            /**
              * Phrase
              * @description Let the model phrase an answer after the extract.
              * @default true
              */
             phrase?: boolean;
+            /** Question */
+            question: string;
         };
         /**
          * ChatDone
          * @description The last event of a completion: the whole text and what it took.
          */
         ChatDone: {
-            /**
-             * @description discriminator enum property added by openapi-typescript
-             * @enum {string}
-             */
-            type: "done";
-            /** Text */
-            text: string;
-            /** Model */
-            model: string;
             /** Backend */
             backend: string;
             /**
@@ -366,20 +357,34 @@ export interface components {
              * @enum {string}
              */
             finish_reason: "stop" | "length";
-            usage: components["schemas"]["Usage"];
             /**
              * First Token Seconds
              * @description From request to first token, queueing included.
              */
             first_token_seconds: number;
+            /** Model */
+            model: string;
             /** Seconds */
             seconds: number;
+            /** Text */
+            text: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "done";
+            usage: components["schemas"]["Usage"];
         };
         /**
          * ChatRequest
          * @description A request for one completion.
          */
         ChatRequest: {
+            /**
+             * Max Tokens
+             * @default 256
+             */
+            max_tokens?: number;
             /** Messages */
             messages: components["schemas"]["Message"][];
             /**
@@ -389,10 +394,12 @@ export interface components {
              */
             model?: string;
             /**
-             * Max Tokens
-             * @default 256
+             * Seed
+             * @default null
              */
-            max_tokens?: number;
+            seed?: number | null;
+            /** Stop */
+            stop?: string[];
             /**
              * Temperature
              * @default 0
@@ -403,13 +410,6 @@ export interface components {
              * @default 1
              */
             top_p?: number;
-            /**
-             * Seed
-             * @default null
-             */
-            seed?: number | null;
-            /** Stop */
-            stop?: string[];
         };
         /**
          * Citation
@@ -420,11 +420,11 @@ export interface components {
             number: number;
             /** Path */
             path: string;
-            /** Title */
-            title: string;
             place: components["schemas"]["Place"];
             /** Quote */
             quote: string;
+            /** Title */
+            title: string;
         };
         /**
          * CollectionList
@@ -439,61 +439,61 @@ export interface components {
          * @description A collection in numbers, and what is left to do.
          */
         CollectionStatus: {
-            /** Name */
-            name: string;
-            /** Documents */
-            documents: number;
             /** Chunks */
             chunks: number;
+            /** Disk Bytes */
+            disk_bytes: number;
+            /** Documents */
+            documents: number;
             /** Embedding Model */
             embedding_model: string;
             /**
-             * Sources
-             * @description Folders and files that were added.
+             * Failed
+             * @description Could not be read at the last try.
              */
-            sources: string[];
+            failed: components["schemas"]["PendingFile"][];
+            /**
+             * Generation
+             * @description Grows by one with each committed document.
+             */
+            generation: number;
+            /** Ingesting */
+            ingesting: boolean;
+            /** Name */
+            name: string;
             /**
              * Pending
              * @description Taken on but not ingested yet: resume goes on.
              */
             pending: components["schemas"]["PendingFile"][];
             /**
-             * Failed
-             * @description Could not be read at the last try.
+             * Sources
+             * @description Folders and files that were added.
              */
-            failed: components["schemas"]["PendingFile"][];
-            /** Ingesting */
-            ingesting: boolean;
-            /**
-             * Generation
-             * @description Grows by one with each committed document.
-             */
-            generation: number;
-            /** Disk Bytes */
-            disk_bytes: number;
+            sources: string[];
         };
         /**
          * DocumentInfo
          * @description One document of a collection.
          */
         DocumentInfo: {
-            /** Id */
-            id: number;
-            /** Path */
-            path: string;
-            /** Title */
-            title: string;
-            /** Media Type */
-            media_type: string;
-            /** Size Bytes */
-            size_bytes: number;
             /** Chunks */
             chunks: number;
+            /** Id */
+            id: number;
             /**
              * Ingested At
              * @description UTC, ISO 8601.
              */
             ingested_at: string;
+            /** Media Type */
+            media_type: string;
+            /** Path */
+            path: string;
+            /** Size Bytes */
+            size_bytes: number;
+            /** Title */
+            title: string;
         };
         /**
          * DocumentList
@@ -510,17 +510,17 @@ export interface components {
          * @description What retrieval found, sent before the first token.
          */
         EvidenceEvent: {
+            /** Citations */
+            citations: components["schemas"]["Citation"][];
+            /** Declined */
+            declined: boolean;
+            /** Extract */
+            extract: string | null;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "evidence";
-            /** Declined */
-            declined: boolean;
-            /** Extract */
-            extract: string | null;
-            /** Citations */
-            citations: components["schemas"]["Citation"][];
         };
         /**
          * FileReport
@@ -528,33 +528,33 @@ export interface components {
          */
         FileReport: {
             /**
-             * @description discriminator enum property added by openapi-typescript
-             * @enum {string}
-             */
-            type: "file";
-            /** Path */
-            path: string;
-            /**
-             * State
-             * @enum {string}
-             */
-            state: "added" | "changed" | "unchanged" | "removed" | "failed";
-            /**
              * Chunks
              * @default 0
              */
             chunks?: number;
-            /**
-             * Seconds
-             * @default 0
-             */
-            seconds?: number;
             /**
              * Error
              * @description Of a failed file: what happened, what to do.
              * @default null
              */
             error?: string | null;
+            /** Path */
+            path: string;
+            /**
+             * Seconds
+             * @default 0
+             */
+            seconds?: number;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "added" | "changed" | "unchanged" | "removed" | "failed";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "file";
         };
         /**
          * Health
@@ -569,57 +569,50 @@ export interface components {
             live?: true;
             /** Ready */
             ready: boolean;
-            /** Version */
-            version: string;
             /** Services */
             services: components["schemas"]["ServiceState"][];
+            /** Version */
+            version: string;
         };
         /**
          * Hit
          * @description One passage that retrieval found, with the scores that put it there.
          */
         Hit: {
-            /** Document Id */
-            document_id: number;
             /** Chunk Id */
             chunk_id: number;
-            /** Path */
-            path: string;
-            /** Title */
-            title: string;
-            place: components["schemas"]["Place"];
-            /** Text */
-            text: string;
-            /**
-             * Score
-             * @description Fused score in [0, 1]; the order of the list.
-             */
-            score: number;
-            /**
-             * Text Score
-             * @description BM25; null where full text did not find it.
-             * @default null
-             */
-            text_score?: number | null;
             /**
              * Dense Score
              * @description Cosine similarity to the query.
              * @default null
              */
             dense_score?: number | null;
+            /** Document Id */
+            document_id: number;
+            /** Path */
+            path: string;
+            place: components["schemas"]["Place"];
+            /**
+             * Score
+             * @description Fused score in [0, 1]; the order of the list.
+             */
+            score: number;
+            /** Text */
+            text: string;
+            /**
+             * Text Score
+             * @description BM25; null where full text did not find it.
+             * @default null
+             */
+            text_score?: number | null;
+            /** Title */
+            title: string;
         };
         /**
          * IngestDone
          * @description The last event: the count of each state.
          */
         IngestDone: {
-            /**
-             * @description discriminator enum property added by openapi-typescript
-             * @enum {string}
-             */
-            type: "done";
-            /** Collection */
-            collection: string;
             /**
              * Added
              * @default 0
@@ -631,26 +624,13 @@ export interface components {
              */
             changed?: number;
             /**
-             * Unchanged
-             * @default 0
-             */
-            unchanged?: number;
-            /**
-             * Removed
-             * @default 0
-             */
-            removed?: number;
-            /**
-             * Failed
-             * @default 0
-             */
-            failed?: number;
-            /**
              * Chunks
              * @description Chunks written by this ingest.
              * @default 0
              */
             chunks?: number;
+            /** Collection */
+            collection: string;
             /**
              * Embedded
              * @description Passages sent to the embedding model.
@@ -658,10 +638,30 @@ export interface components {
              */
             embedded?: number;
             /**
+             * Failed
+             * @default 0
+             */
+            failed?: number;
+            /**
+             * Removed
+             * @default 0
+             */
+            removed?: number;
+            /**
              * Seconds
              * @default 0
              */
             seconds?: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "done";
+            /**
+             * Unchanged
+             * @default 0
+             */
+            unchanged?: number;
         };
         /**
          * IngestRequest
@@ -680,15 +680,15 @@ export interface components {
          * @description How much there is to do.
          */
         IngestStarted: {
+            /** Collection */
+            collection: string;
+            /** Files */
+            files: number;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "started";
-            /** Collection */
-            collection: string;
-            /** Files */
-            files: number;
         };
         /**
          * Live
@@ -707,19 +707,41 @@ export interface components {
          * @description One turn of a conversation.
          */
         Message: {
+            /** Content */
+            content: string;
             /**
              * Role
              * @enum {string}
              */
             role: "system" | "user" | "assistant";
-            /** Content */
-            content: string;
         };
         /**
          * ModelInfo
          * @description One model of the catalogue and how it stands on this machine.
          */
         ModelInfo: {
+            /**
+             * Backend
+             * @description The backend that runs it here; null where none can.
+             * @default null
+             */
+            backend?: string | null;
+            /** Context Tokens */
+            context_tokens: number;
+            /**
+             * Default
+             * @description What `auto` means here.
+             * @default false
+             */
+            default?: boolean;
+            /** Description */
+            description: string;
+            /**
+             * Dimension
+             * @description Of an embedding model: numbers in a vector.
+             * @default null
+             */
+            dimension?: number | null;
             /** Id */
             id: string;
             /**
@@ -727,56 +749,34 @@ export interface components {
              * @enum {string}
              */
             kind: "chat" | "embedding";
-            /** Description */
-            description: string;
-            /**
-             * Source
-             * @description Where it comes from: `package:NAME==VERSION` or `hub:REPOSITORY`.
-             */
-            source: string;
             /** Licence */
             licence: string;
-            /**
-             * Size Bytes
-             * @description Download size.
-             */
-            size_bytes: number;
             /**
              * Memory Bytes
              * @description Memory that a loaded model takes.
              */
             memory_bytes: number;
-            /** Context Tokens */
-            context_tokens: number;
-            /**
-             * Dimension
-             * @description Of an embedding model: numbers in a vector.
-             * @default null
-             */
-            dimension?: number | null;
-            /**
-             * State
-             * @enum {string}
-             */
-            state: "not-pulled" | "pulled" | "loading" | "loaded" | "failed";
-            /**
-             * Backend
-             * @description The backend that runs it here; null where none can.
-             * @default null
-             */
-            backend?: string | null;
-            /**
-             * Default
-             * @description What `auto` means here.
-             * @default false
-             */
-            default?: boolean;
             /**
              * Note
              * @description Why it cannot run here, or why it is slow.
              * @default null
              */
             note?: string | null;
+            /**
+             * Size Bytes
+             * @description Download size.
+             */
+            size_bytes: number;
+            /**
+             * Source
+             * @description Where it comes from: `package:NAME==VERSION` or `hub:REPOSITORY`.
+             */
+            source: string;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "not-pulled" | "pulled" | "loading" | "loaded" | "failed";
         };
         /**
          * ModelList
@@ -791,13 +791,13 @@ export interface components {
          * @description A file that an ingest took on and has not finished, or could not read.
          */
         PendingFile: {
-            /** Path */
-            path: string;
             /**
              * Error
              * @default null
              */
             error?: string | null;
+            /** Path */
+            path: string;
         };
         /**
          * Place
@@ -805,10 +805,10 @@ export interface components {
          */
         Place: {
             /**
-             * Start
-             * @description First character of the passage in the document's text.
+             * Cell
+             * @default null
              */
-            start: number;
+            cell?: number | null;
             /**
              * End
              * @description One past its last character.
@@ -820,48 +820,46 @@ export interface components {
              */
             label: string;
             /**
-             * Page
-             * @default null
-             */
-            page?: number | null;
-            /**
-             * Cell
-             * @default null
-             */
-            cell?: number | null;
-            /**
              * Line
              * @description First line, counted from 1.
              * @default null
              */
             line?: number | null;
+            /**
+             * Page
+             * @default null
+             */
+            page?: number | null;
+            /**
+             * Start
+             * @description First character of the passage in the document's text.
+             */
+            start: number;
         };
         /**
          * Problem
          * @description A problem document (RFC 9457).
          */
         Problem: {
-            /** Type */
-            type: string;
-            /** Title */
-            title: string;
-            /** Status */
-            status: number;
+            /** Code */
+            code: string;
             /**
              * Detail
              * @description What happened and what to do.
              */
             detail: string;
-            /** Code */
-            code: string;
+            /** Status */
+            status: number;
+            /** Title */
+            title: string;
+            /** Type */
+            type: string;
         };
         /**
          * SearchRequest
          * @description A search in one collection.
          */
         SearchRequest: {
-            /** Query */
-            query: string;
             /**
              * K
              * @default 8
@@ -873,6 +871,8 @@ export interface components {
              * @enum {string}
              */
             mode?: "hybrid" | "text" | "dense";
+            /** Query */
+            query: string;
         };
         /**
          * SearchResponse
@@ -889,6 +889,11 @@ export interface components {
          * @description How one part of the server stands.
          */
         ServiceState: {
+            /**
+             * Detail
+             * @default null
+             */
+            detail?: string | null;
             /** Name */
             name: string;
             /**
@@ -896,24 +901,19 @@ export interface components {
              * @enum {string}
              */
             state: "ready" | "starting" | "stopped" | "failed";
-            /**
-             * Detail
-             * @default null
-             */
-            detail?: string | null;
         };
         /**
          * TextDelta
          * @description The next piece of the model's text.
          */
         TextDelta: {
+            /** Text */
+            text: string;
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "delta";
-            /** Text */
-            text: string;
         };
         /**
          * Usage
@@ -921,15 +921,15 @@ export interface components {
          */
         Usage: {
             /**
-             * Prompt Tokens
-             * @default 0
-             */
-            prompt_tokens?: number;
-            /**
              * Completion Tokens
              * @default 0
              */
             completion_tokens?: number;
+            /**
+             * Prompt Tokens
+             * @default 0
+             */
+            prompt_tokens?: number;
         };
     };
     responses: never;
@@ -940,124 +940,6 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
-    health_live: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Tell that the process answers; for probes, tells nothing else. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Live"];
-                };
-            };
-            /** @description A problem document that says what happened and what to do. */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    health: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Tell whether the server is ready, and the state of each service. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["Health"];
-                };
-            };
-            /** @description A problem document that says what happened and what to do. */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    openapi: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Describe this API as OpenAPI 3.1. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": {
-                        [key: string]: unknown;
-                    };
-                };
-            };
-            /** @description A problem document that says what happened and what to do. */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
-    list_models: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description List the models of the catalogue with their state on this machine. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["ModelList"];
-                };
-            };
-            /** @description A problem document that says what happened and what to do. */
-            default: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["Problem"];
-                };
-            };
-        };
-    };
     chat: {
         parameters: {
             query?: never;
@@ -1077,8 +959,8 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
                     "application/json": components["schemas"]["TextDelta"] | components["schemas"]["ChatDone"];
+                    "text/event-stream": string;
                 };
             };
             /** @description A problem document that says what happened and what to do. */
@@ -1181,6 +1063,42 @@ export interface operations {
             };
         };
     };
+    ask: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                collection: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AskRequest"];
+            };
+        };
+        responses: {
+            /** @description Answer a question from a collection with numbered citations, or decline. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EvidenceEvent"] | components["schemas"]["AnswerDelta"] | components["schemas"]["AnswerDone"];
+                    "text/event-stream": string;
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_documents: {
         parameters: {
             query?: {
@@ -1236,8 +1154,8 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
                     "application/json": components["schemas"]["IngestStarted"] | components["schemas"]["FileReport"] | components["schemas"]["IngestDone"];
+                    "text/event-stream": string;
                 };
             };
             /** @description A problem document that says what happened and what to do. */
@@ -1286,29 +1204,111 @@ export interface operations {
             };
         };
     };
-    ask: {
+    health: {
         parameters: {
             query?: never;
             header?: never;
-            path: {
-                collection: string;
-            };
+            path?: never;
             cookie?: never;
         };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["AskRequest"];
-            };
-        };
+        requestBody?: never;
         responses: {
-            /** @description Answer a question from a collection with numbered citations, or decline. */
+            /** @description Tell whether the server is ready, and the state of each service. */
             200: {
                 headers: {
                     [name: string]: unknown;
                 };
                 content: {
-                    "text/event-stream": string;
-                    "application/json": components["schemas"]["EvidenceEvent"] | components["schemas"]["AnswerDelta"] | components["schemas"]["AnswerDone"];
+                    "application/json": components["schemas"]["Health"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    health_live: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Tell that the process answers; for probes, tells nothing else. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Live"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the models of the catalogue with their state on this machine. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    openapi: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Describe this API as OpenAPI 3.1. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
                 };
             };
             /** @description A problem document that says what happened and what to do. */

@@ -6,7 +6,13 @@ import { describeProblem } from '../api/problem';
 import type { Answer } from '../api/types';
 import { answerCell, answerText } from '../model/answerCell';
 import type { IExchange } from '../model/exchange';
-import { answeringModel, extractCitation, hasText, isRunning } from '../model/exchange';
+import {
+  answeringModel,
+  extractCitation,
+  hasText,
+  isRunning,
+  missingPhrasingNote
+} from '../model/exchange';
 import { AUTO_MODEL } from '../model/catalogue';
 import { useStore } from '../model/store';
 import { usePanel } from '../panels/context';
@@ -50,7 +56,7 @@ export const ExchangeView = memo(function ExchangeView(
       {declined && citations.length > 0 && (
         <p className="jp-uait-hint">{trans.__('Closest passages:')}</p>
       )}
-      <Citations citations={citations} />
+      <Citations collection={collection} citations={citations} />
       {phase === 'stopped' && (
         <Notice kind="warning" action={again}>
           {trans.__('Stopped. The answer is not complete.')}
@@ -73,7 +79,8 @@ export const ExchangeView = memo(function ExchangeView(
 
 function AnswerBody({ exchange }: { readonly exchange: IExchange }): React.JSX.Element {
   const { trans } = usePanel();
-  const { extract, phrasing, phase } = exchange;
+  const { extract, phrasing, phase, answer } = exchange;
+  const note = answer && missingPhrasingNote(answer);
   const number = extractCitation(exchange);
   const model = answeringModel(exchange);
   return (
@@ -101,6 +108,7 @@ function AnswerBody({ exchange }: { readonly exchange: IExchange }): React.JSX.E
           </div>
         </>
       )}
+      {note && <p className="jp-uait-phrased-by">{note}</p>}
     </div>
   );
 }

@@ -83,6 +83,15 @@ export function hasText(exchange: IExchange): boolean {
   return !exchange.declined && Boolean(exchange.extract || exchange.phrasing.trim());
 }
 
+/** Why the answer has no words of a model; empty where it has, or the server does not say. */
+export function missingPhrasingNote(answer: Answer): string {
+  const [, ...rest] = answer.text.split('\n\n');
+  const last = rest.pop() ?? '';
+  return !answer.phrasing && !answer.declined && /^\(.*\)$/s.test(last)
+    ? last.slice(1, -1)
+    : '';
+}
+
 /** The number of the citation whose passage holds the extract; the first where none does. */
 export function extractCitation(exchange: IExchange): number | null {
   const { extract, citations } = exchange;

@@ -19,6 +19,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from uait_server_ext.inference.cache import ModelCache
@@ -43,23 +44,27 @@ def load_fast_blas(cache: ModelCache) -> str | None:
     """
     if sys.platform != "linux":
         return None
+    for libraries in _candidates(cache):
+        try:
+            for library in libraries:
+                ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+        except OSError:  # built for another machine, or not a library: the next one
+            continue
+        return None
+    return SLOW
+
+
+def _candidates(cache: ModelCache) -> Iterator[list[Path]]:
+    """Yield what to load together, the fastest first; each is made when its turn comes."""
     openblas = _openblas()
     if openblas is not None:
-        shim = build_shim(cache)
-        if shim is not None:
-            _load(openblas)
-            _load(shim)
-            return None
-        renamed = rename_symbols(cache, openblas)
-        if renamed is not None:
-            _load(renamed)
-            return None
+        if (shim := build_shim(cache)) is not None:
+            yield [openblas, shim]
+        if (renamed := rename_symbols(cache, openblas)) is not None:
+            yield [renamed]
     for name in ("openblas", "blis"):
-        system = ctypes.util.find_library(name)
-        if system is not None:
-            _load(Path(system))
-            return None
-    return SLOW
+        if (system := ctypes.util.find_library(name)) is not None:
+            yield [Path(system)]
 
 
 def build_shim(cache: ModelCache) -> Path | None:
@@ -113,7 +118,3 @@ def _script(name: str) -> str | None:
 
 def _run(command: list[str]) -> None:
     subprocess.run(command, check=True, capture_output=True, timeout=BUILD_SECONDS)
-
-
-def _load(library: Path) -> None:
-    ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)

@@ -7,6 +7,7 @@ libraries into a predictable folder.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,9 @@ class MlxChat:
 
         self._device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
         self._entry = entry
-        self._model, self._tokenizer = mlx_lm.load(str(_folder(entry, cache)))[:2]
+        model, tokenizer = mlx_lm.load(str(_folder(entry, cache)))[:2]
+        self._model: Any = model
+        self._tokenizer: Any = tokenizer
         if self._device == "cpu":
             _unpack(self._model)
         self._kept = _PrefixCache(self._model)
@@ -84,24 +87,26 @@ class MlxChat:
                 if not emit(step.text):
                     break
                 if step.finish_reason is not None:
-                    outcome.finish_reason = step.finish_reason
+                    outcome.finish_reason = "length" if step.finish_reason == "length" else "stop"
         except Cancelled:
             pass
+        except BaseException:
+            self._kept.drop()
+            raise
         finally:
             generation.close()
-            self._kept.end([*prompt, *made])
+        self._kept.end([*prompt, *made])
         return outcome
 
     def tokens(self, messages: list[dict[str, str]]) -> list[int]:
         """Return the token ids of the messages, up to where the assistant begins to speak."""
-        text = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
-        )
+        options = {"add_generation_prompt": True, "tokenize": False}
+        text = self._tokenizer.apply_chat_template(messages, **options)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
 class _PrefixCache:
-    """The attention cache of the last prompt: what a new prompt shares with it is not read again."""
+    """The attention cache of the last prompt: what the next shares with it is not read again."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -110,19 +115,27 @@ class _PrefixCache:
 
     def begin(self, prompt: list[int]) -> tuple[list[Any], list[int]]:
         """Return the caches to use and the tokens that are not yet in them (at least one)."""
-        from mlx_lm.models.cache import can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
+        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
 
         shared = _common_prefix(self._tokens, prompt[:-1])
-        if self._caches and can_trim_prompt_cache(self._caches):
+        if self._caches:
             trim_prompt_cache(self._caches, len(self._tokens) - shared)
         else:
-            self._caches, shared = make_prompt_cache(self._model), 0
-        self._tokens = prompt[:shared]
+            self._caches = make_prompt_cache(self._model)
         return self._caches, prompt[shared:]
 
     def end(self, tokens: list[int]) -> None:
         """Note what the caches hold by now: the first of these tokens, as far as they were fed."""
-        self._tokens = tokens[: self._caches[0].offset]
+        from mlx_lm.models.cache import can_trim_prompt_cache
+
+        if can_trim_prompt_cache(self._caches):
+            self._tokens = tokens[: self._caches[0].offset]
+        else:  # some models' caches cannot go back
+            self.drop()
+
+    def drop(self) -> None:
+        """Forget everything."""
+        self._caches, self._tokens = [], []
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
@@ -140,11 +153,12 @@ def _folder(entry: CatalogueEntry, cache: ModelCache) -> Path:
 def _unpack(model: Any) -> None:
     """Turn quantised weights into 32-bit ones where memory allows."""
     import mlx.core as mx
-    from mlx_lm.utils import dequantize_model, get_total_parameters
 
-    unpacked = get_total_parameters(model) * FLOAT32_BYTES
+    utils: Any = importlib.import_module("mlx_lm.utils")  # its functions are not annotated
+
+    unpacked = utils.get_total_parameters(model) * FLOAT32_BYTES
     if unpacked > machine.memory_bytes() * UNPACKED_SHARE:
         return
     model.set_dtype(mx.float32)
-    dequantize_model(model)
+    utils.dequantize_model(model)
     mx.eval(model.parameters())
