@@ -1,4 +1,4 @@
-"""Tables and help texts of the documentation, made from the code (`make docs`; checked by tests)."""
+"""Tables and help texts of the documentation, made from the code (`make docs`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def operations() -> str:
     rows = ["| operation | permission | answer | what it does |", "|---|---|---|---|"]
     for op in declared():
         answer = "events" if op.streams else "JSON" if op.response is not type(None) else "204"
-        rows.append(f"| `{op.method} /uait/v1{op.path}` | `{op.permission}` | {answer} | {op.summary} |")
+        route = f"{op.method} /uait/v1{op.path}"
+        rows.append(f"| `{route}` | `{op.permission}` | {answer} | {op.summary} |")
     return table(rows)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 from jupyter_server.extension.application import ExtensionApp
 from traitlets import Bool, Enum, Int, List, Unicode
@@ -12,7 +13,7 @@ from .api.openapi import PREFIX
 from .api.operation import PUBLIC, Operation
 from .api.v1 import operations
 from .paths import default_data_dir, default_model_cache
-from .services import Services, Settings
+from .services import Backend, Services, Settings
 
 
 class UaitApp(ExtensionApp):
@@ -73,12 +74,12 @@ class UaitApp(ExtensionApp):
                 base_url=self.serverapp.base_url,
                 chat_model=self.chat_model,
                 embedding_model=self.embedding_model,
-                backend=self.backend,
+                backend=cast(Backend, self.backend),
                 auto_pull=self.auto_pull,
                 knowledge_roots=tuple(Path(p).expanduser() for p in self.knowledge_roots),
                 max_file_bytes=self.max_file_bytes,
             ),
-            self.log,  # type: ignore[arg-type]
+            self.log,
         )
 
     def initialize_handlers(self) -> None:

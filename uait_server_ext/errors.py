@@ -144,7 +144,7 @@ class ModelUnavailable(Unavailable):
 
 
 class WorkerDied(ModelUnavailable):
-    """The model worker process ended in the middle of a request; it is restarted on the next one."""
+    """The model worker process ended in the middle of a request; the next request starts one."""
 
     code = "worker-died"
 

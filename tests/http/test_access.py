@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from jupyter_server.auth import Authorizer
-from jupyter_server.serverapp import JupyterServerAuthWarning, ServerApp
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.utils import JupyterServerAuthWarning
 from tornado.httpclient import HTTPClientError, HTTPResponse
 
 from uait_server_ext.api.operation import PUBLIC, PUBLIC_OPERATIONS, Operation

@@ -28,7 +28,7 @@ settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 Json = dict[str, Any]
-TOKEN = "s3cret-t0ken-never-shown"  # noqa: S105
+TOKEN = "s3cret-t0ken-never-shown"
 PROBLEMS = {
     401: "unauthenticated",
     403: "permission-denied",

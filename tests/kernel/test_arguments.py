@@ -28,10 +28,10 @@ def texts(line: str) -> list[str]:
 def parser() -> MagicParser:
     parser = MagicParser("%demo TEXT", "Do a demonstration.", "Notes with 100 % care.")
     parser.option("-k", kind=between(1, 9), metavar="N", help="How many.")
-    parser.option("--mode", kind=one_of("fast", "slow"), help="How.")
-    parser.option("--to", kind=variable, help="Where.")
-    parser.option("-c", "--collection", help="Which.")
-    parser.add_argument("--yes", action="store_true", help="Really.")
+    parser.option("--mode", kind=one_of("fast", "slow"), metavar="M", help="How.")
+    parser.option("--to", kind=variable, metavar="NAME", help="Where.")
+    parser.option("-c", "--collection", metavar="NAME", help="Which.")
+    parser.flag("--yes", help="Really, 100 %.")
     return parser
 
 
@@ -134,5 +134,13 @@ def test_mistakes_name_what_is_wrong(parser: MagicParser, line: str, message: st
 def test_help_is_asked_for(parser: MagicParser, line: str) -> None:
     with pytest.raises(HelpWanted):
         parser.read(split_words(line))
-    assert "usage: %demo TEXT" in parser.format_help()
-    assert "Notes with 100 % care." in parser.format_help()
+    assert parser.format_help() == (
+        "usage: %demo TEXT\n\nDo a demonstration.\n\noptions:\n"
+        "  -h, --help             Show this help and do nothing else.\n"
+        "  -k N                   How many.\n"
+        "  --mode M               How.\n"
+        "  --to NAME              Where.\n"
+        "  -c, --collection NAME  Which.\n"
+        "  --yes                  Really, 100 %.\n\n"
+        "Notes with 100 % care."
+    )

@@ -88,17 +88,13 @@ def test_a_server_under_a_base_url(start_protocol_server: Callable[..., Protocol
     assert Client(f"{server.url}lab?token={server.token}").health()["live"] is True
 
 
-def test_environment_proxies_are_not_used(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_proxies_are_not_used(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9/")
     assert client.health()["live"] is True
 
 
-def test_the_token_is_nowhere_to_be_seen(
-    client: Client, protocol_server: ProtocolServer
-) -> None:
+def test_the_token_is_nowhere_to_be_seen(client: Client, protocol_server: ProtocolServer) -> None:
     protocol_server.token = "changed"
     with pytest.raises(errors.Unauthenticated) as caught:
         client.health()
@@ -314,7 +310,7 @@ def test_events_before_the_break_are_kept(raw_server: Callable[[bytes], str]) ->
         pytest.raises(errors.StreamBroken),
     ):
         for event in stream:
-            seen.append(event)  # noqa: PERF402
+            seen.append(event)
     assert seen == [{"type": "delta", "text": "a"}]
 
 

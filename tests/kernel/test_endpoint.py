@@ -6,6 +6,7 @@ import copy
 import pickle
 
 import pytest
+
 from uait_kernel.endpoint import Token, parse_address
 from uait_kernel.errors import UsageMistake
 

@@ -47,7 +47,9 @@ def measure(before: str, action: str) -> tuple[float, set[str]]:
     """Return the least CPU seconds of three runs in new processes, and the modules loaded."""
     code = MEASURE.format(before=before, action=action)
     runs = [
-        json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+        json.loads(
+            subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+        )
         for _ in range(3)
     ]
     return min(spent for spent, _ in runs), set(runs[0][1])
@@ -78,7 +80,9 @@ except uait_kernel.errors.NoAnswer:
     assert not modules & (set(HEAVY) - {"http.client", "ssl"})
 
 
-@pytest.mark.parametrize("name", ["ask", "search", "connect", "Answer", "Client", "UaitClientError"])
+@pytest.mark.parametrize(
+    "name", ["ask", "search", "connect", "Answer", "Client", "UaitClientError"]
+)
 def test_public_names_are_there_when_asked_for(name: str) -> None:
     import uait_kernel
 

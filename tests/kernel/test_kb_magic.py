@@ -239,9 +239,7 @@ def test_a_value_cannot_confirm_a_deletion(shell: MagicShell, connected: Protoco
         ("%models x", "'x' has no meaning here"),
     ],
 )
-def test_mistakes(
-    shell: MagicShell, connected: ProtocolServer, line: str, message: str
-) -> None:
+def test_mistakes(shell: MagicShell, connected: ProtocolServer, line: str, message: str) -> None:
     with pytest.raises(UsageMistake) as caught:
         shell.run(line)
     assert message in str(caught.value)
@@ -259,9 +257,7 @@ def test_help_of_all_verbs(
 
 
 @pytest.mark.parametrize("verb", ["add", "resume", "search", "status", "list", "delete"])
-def test_help_of_one_verb(
-    shell: MagicShell, capsys: pytest.CaptureFixture[str], verb: str
-) -> None:
+def test_help_of_one_verb(shell: MagicShell, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     shell.run(f"%kb {verb} -h")
     assert f"usage: %kb {verb}" in capsys.readouterr().out
 

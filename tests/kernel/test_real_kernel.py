@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,6 @@ import nbformat
 import pytest
 from jupyter_client.blocking.client import BlockingKernelClient
 from jupyter_client.manager import KernelManager
-from jupyter_core.utils import ensure_event_loop
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -26,13 +26,6 @@ pytestmark = pytest.mark.slow
 
 MIME = "application/vnd.uait.answer+json"
 LOAD = "%load_ext uait_kernel"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def close_event_loop() -> Iterator[None]:
-    """Close the event loop that jupyter_client makes for its blocking calls and leaves open."""
-    yield
-    ensure_event_loop().close()
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +178,7 @@ def test_a_persons_stop_cancels_and_keeps_the_part(
     def stop() -> None:
         connected.paused.wait(10)
         time.sleep(0.5)
-        watched.manager.interrupt_kernel()
+        os.kill(watched.manager.provisioner.pid, signal.SIGINT)
 
     messages = watched.run("%ask --chat --to part one two three four\nprint('on')", during=stop)
     assert connected.cancelled.wait(2.0)

@@ -62,9 +62,9 @@ ATTACKS = [
     "<![CDATA[<script>alert(1)</script>]]>",
     "`<script>alert(1)</script>`",
     "```html\n<script>alert(1)</script>\n```",
-    "```\"><script>alert(1)</script>\nx\n```",
+    '```"><script>alert(1)</script>\nx\n```',
     "&lt;script&gt;alert(1)&lt;/script&gt;",
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "' onmouseover='alert(1)",
     "| a |\n| - |\n| <script>alert(1)</script> |",
     "# <img src=x onerror=alert(1)>",
@@ -74,8 +74,7 @@ ATTACKS = [
     "$\\href{javascript:alert(1)}{x}$",
 ]
 ALLOWED_TAGS = set(
-    "style div p br hr h4 h5 h6 strong em s code pre blockquote ul ol li a q bdi span "
-    "table thead tbody tr th td progress".split()
+    ["style", "div", "p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "q", "bdi", "span", "table", "thead", "tbody", "tr", "th", "td", "progress"]
 )
 ALLOWED_ATTRIBUTES = {"class", "title", "href", "rel", "target", "value", "max", "start", "scope"}
 
@@ -184,7 +183,24 @@ def test_no_text_at_all_can_act(text: str) -> None:
         assert_quiet(bundle.plain)
 
 
-PIECES = ["<", ">", '"', "'", "&", "`", "[x](", ")", "!", "*", "_", "\n", "|", "-", "#", "javascript:"]
+PIECES = [
+    "<",
+    ">",
+    '"',
+    "'",
+    "&",
+    "`",
+    "[x](",
+    ")",
+    "!",
+    "*",
+    "_",
+    "\n",
+    "|",
+    "-",
+    "#",
+    "javascript:",
+]
 PIECES += ["<script>", "</", "onerror=", "https://a.b", "data:", "<!--", "\\", " ", "x", "```"]
 
 
@@ -308,7 +324,9 @@ def test_a_growing_answer_only_grows() -> None:
         full_answer(),
     ]
     plains = [frame.bundle().plain for frame in frames]
-    assert all(later.startswith(earlier) for earlier, later in zip(plains, plains[1:], strict=False))
+    assert all(
+        later.startswith(earlier) for earlier, later in zip(plains, plains[1:], strict=False)
+    )
 
 
 def test_nothing_before_the_first_word() -> None:
@@ -348,6 +366,6 @@ def test_small_forms() -> None:
     ]
     assert shorten("one two three", 8) == "one …"
     assert shorten("onetwothree", 4) == "onet …"
-    assert element("p", Markup("<b>"), "<b>", class_="a\"b") == (
+    assert element("p", Markup("<b>"), "<b>", class_='a"b') == (
         '<p class="a&quot;b"><b>&lt;b&gt;</p>'
     )

@@ -94,23 +94,36 @@ class MagicParser(argparse.ArgumentParser):
     """
 
     def __init__(self, usage: str, description: str, notes: str = "") -> None:
-        super().__init__(
-            prog=usage.split()[0],
-            usage=usage.replace("%", "%%"),
-            description=description,
-            epilog=notes,
-            add_help=False,
-            allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
+        super().__init__(prog=usage.split()[0], add_help=False, allow_abbrev=False)
+        self._parts = usage, description, notes
         self._literals: dict[str, Word] = {}
-        self.add_argument(
-            "-h", "--help", action="store_true", help="Show this help and do nothing else."
-        )
+        self._help: list[tuple[str, str]] = []
+        self.names: list[str] = []
+        self.flag("-h", "--help", help="Show this help and do nothing else.")
 
-    def option(self, *names: str, kind: Callable[[str], Any] = str, **settings: Any) -> None:
+    def flag(self, *names: str, help: str) -> None:
+        """Add an option that is there or not."""
+        self.add_argument(*names, action="store_true")
+        self._describe(names, "", help)
+
+    def option(
+        self, *names: str, metavar: str, help: str, kind: Callable[[str], Any] = str
+    ) -> None:
         """Add an option with a value, which may be written as `{{expression}}`."""
-        self.add_argument(*names, type=lambda given: kind(self._resolve(given)), **settings)
+        self.add_argument(*names, type=lambda given: kind(self._resolve(given)), metavar=metavar)
+        self._describe(names, f" {metavar}", help)
+
+    def _describe(self, names: Sequence[str], metavar: str, help: str) -> None:
+        self.names.extend(names)
+        self._help.append((", ".join(names) + metavar, help))
+
+    def format_help(self) -> str:
+        """Return the help; unlike argparse's it is the same in every Python and every window."""
+        usage, description, notes = self._parts
+        width = max(len(option) for option, _ in self._help)
+        options = [f"  {option:{width}}  {help}" for option, help in self._help]
+        lines = [f"usage: {usage}", "", description, "", "options:", *options]
+        return "\n".join([*lines, "", notes] if notes else lines)
 
     def read(self, words: Sequence[Word]) -> tuple[argparse.Namespace, list[Word]]:
         """Return the options and the words that are none.
@@ -145,8 +158,7 @@ class MagicParser(argparse.ArgumentParser):
         return self._literals[given].text if given in self._literals else given
 
     def _unknown(self, word: str) -> NoReturn:
-        known = [name for action in self._actions for name in action.option_strings]
-        near = difflib.get_close_matches(word.partition("=")[0], known, n=1)
+        near = difflib.get_close_matches(word.partition("=")[0], self.names, n=1)
         meant = f" Did you mean {near[0]}?" if near else ""
         raise UsageMistake(
             f"{self.prog} has no option {word}.{meant} `{self.prog} -h` lists them; text that "

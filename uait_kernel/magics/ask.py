@@ -41,7 +41,7 @@ def ask_parser() -> MagicParser:
         metavar="NAME",
         help="The collection to ask; `default` where none is given.",
     )
-    parser.option("-m", "--model", metavar="ID", help="The model; %%models lists them.")
+    parser.option("-m", "--model", metavar="ID", help="The model; %models lists them.")
     parser.option(
         "-k", kind=between(1, 20), metavar="N", help="Passages given to the model (1-20)."
     )
@@ -51,18 +51,12 @@ def ask_parser() -> MagicParser:
         metavar="N",
         help="Longest answer, in tokens of the model.",
     )
-    parser.add_argument(
-        "--no-phrase", action="store_true", help="Only the documents' words; no model is run."
-    )
-    parser.add_argument(
-        "--chat", action="store_true", help="Ask the model alone, without any document."
-    )
+    parser.flag("--no-phrase", help="Only the documents' words; no model is run.")
+    parser.flag("--chat", help="Ask the model alone, without any document.")
     parser.option(
         "--to", kind=variable, metavar="NAME", help="Put the answer into this variable as well."
     )
-    parser.add_argument(
-        "--raw", action="store_true", help="Replace nothing: {{ and }} are plain text."
-    )
+    parser.flag("--raw", help="Replace nothing: {{ and }} are plain text.")
     return parser
 
 

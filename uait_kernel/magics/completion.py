@@ -68,7 +68,7 @@ def _options(parser: MagicParser, beginning: str) -> Iterable[str]:
     """Return a parser's options once a dash is there."""
     if not beginning.startswith("-"):
         return ()
-    return [name for action in parser._actions for name in action.option_strings]
+    return parser.names
 
 
 def _model_names() -> Iterable[str]:

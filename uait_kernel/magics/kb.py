@@ -158,7 +158,7 @@ def kb_parser(name: str) -> MagicParser:
             help="hybrid (the default), text (words only) or dense (meaning only).",
         )
     if name == "delete":
-        parser.add_argument("--yes", action="store_true", help="Really delete it.")
+        parser.flag("--yes", help="Really delete it.")
     return parser
 
 

@@ -142,7 +142,7 @@ def main() -> None:
     """Print the API description: the source of the typed TypeScript client."""
     import json
 
-    from uait_server_ext import __version__
+    from uait_server_ext._version import __version__
 
     from .v1 import operations
 

@@ -105,6 +105,7 @@ def start(
 def wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> OwnServer:
     """Wait until the server's UAIT services are ready."""
     from jupyter_core.paths import jupyter_runtime_dir
+
     from uait_kernel.client import Client
     from uait_kernel.errors import UaitClientError
 

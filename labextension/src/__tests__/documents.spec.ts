@@ -4,19 +4,20 @@ import { canInsertInto, insertBelow } from '../model/notebookCell';
 
 describe('contentsPath', () => {
   it.each([
-    ['docs/a b.md', '/srv/x', 'docs/a b.md'],
-    ['./docs/a.md', '/srv/x', 'docs/a.md'],
-    ['/srv/x/docs/a.md', '/srv/x', 'docs/a.md'],
-    ['/srv/x/docs/a.md', '/srv/x/', 'docs/a.md'],
-    ['/srv/xy/a.md', '/srv/x', null],
-    ['/etc/passwd', '/srv/x', null],
-    ['../secret.md', '/srv/x', null],
-    ['/srv/x/../secret.md', '/srv/x', null],
-    ['/home/ann/work/a.md', '~/work', 'a.md'],
-    ['/home/ann/play/a.md', '~/work', null],
-    ['C:\\work\\docs\\a.md', 'C:/work', 'docs/a.md']
-  ])('maps %j under %j to %j', (path, root, expected) => {
-    expect(contentsPath(path, root)).toBe(expected);
+    ['docs/a b.md', ['/srv/x/docs'], '/srv/x', 'docs/a b.md'],
+    ['docs/a.md', ['/srv/x/deep/docs'], '/srv/x/', 'deep/docs/a.md'],
+    ['a.md', ['/srv/x/notes', '/srv/x/deep/a.md'], '/srv/x', 'deep/a.md'],
+    ['docs/a.md', ['/srv/y/docs'], '/srv/x', null],
+    ['docs/a.md', [], '/srv/x', null],
+    ['/srv/x/docs/a.md', [], '/srv/x', 'docs/a.md'],
+    ['/srv/xy/a.md', [], '/srv/x', null],
+    ['/etc/passwd', [], '/srv/x', null],
+    ['docs/../../secret.md', ['/srv/x/docs'], '/srv/x', null],
+    ['docs/a.md', ['/home/ann/work/docs'], '~/work', 'docs/a.md'],
+    ['docs/a.md', ['/home/ann/play/docs'], '~/work', null],
+    ['docs\\a.md', ['C:\\work\\docs'], 'C:/work', 'docs/a.md']
+  ])('maps %j of %j under %j to %j', (cited, sources, root, expected) => {
+    expect(contentsPath(cited, sources, root)).toBe(expected);
   });
 });
 

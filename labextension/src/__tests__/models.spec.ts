@@ -1,7 +1,7 @@
 import { ApiProblem } from '../api/problem';
 import { AskSession } from '../model/askSession';
 import { Catalogue } from '../model/catalogue';
-import { extractCitation } from '../model/exchange';
+import { extractCitation, missingPhrasingNote } from '../model/exchange';
 import { Ingestion } from '../model/ingestion';
 import { answer, collection, evidence, FakeApi, model } from './support/fakes';
 
@@ -80,6 +80,22 @@ describe('extractCitation', () => {
     expect(extractCitation({ extract: 'elsewhere', citations } as never)).toBe(1);
     expect(extractCitation({ extract: null, citations } as never)).toBeNull();
     expect(extractCitation({ extract: 'x', citations: [] } as never)).toBeNull();
+  });
+});
+
+describe('missingPhrasingNote', () => {
+  it('is what the server says where the model said nothing', () => {
+    const text = 'Passage 2. [1]\n\n(No model phrased this: it is not there.)';
+    expect(missingPhrasingNote(answer({ phrasing: null, text }))).toBe(
+      'No model phrased this: it is not there.'
+    );
+    expect(missingPhrasingNote(answer({ phrasing: 'So (so)', text }))).toBe('');
+    expect(missingPhrasingNote(answer({ phrasing: null, text: '(Aside.) [1]' }))).toBe(
+      ''
+    );
+    expect(missingPhrasingNote(answer({ phrasing: null, declined: true, text }))).toBe(
+      ''
+    );
   });
 });
 

@@ -230,7 +230,7 @@ describe('keeping an answer', () => {
     expect(quote).toHaveProperty('hidden', false);
     fireEvent.click(within(sources).getByText('docs/1.md'));
     await settle();
-    expect(context.open).toHaveBeenCalledWith('docs/1.md');
+    expect(context.open).toHaveBeenCalledWith('docs', 'docs/1.md');
     expect(sources.textContent).toContain('outside of its folder');
   });
 });

@@ -5,6 +5,7 @@ import type { Citation } from '../api/types';
 import { usePanel } from '../panels/context';
 
 export function Citations(props: {
+  readonly collection: string;
   readonly citations: readonly Citation[];
 }): React.JSX.Element | null {
   const { trans } = usePanel();
@@ -14,23 +15,26 @@ export function Citations(props: {
   return (
     <ol className="jp-uait-Citations" aria-label={trans.__('Sources')}>
       {props.citations.map(citation => (
-        <CitationItem key={citation.number} citation={citation} />
+        <CitationItem
+          key={citation.number}
+          collection={props.collection}
+          citation={citation}
+        />
       ))}
     </ol>
   );
 }
 
-function CitationItem({
-  citation
-}: {
+function CitationItem(props: {
+  readonly collection: string;
   readonly citation: Citation;
 }): React.JSX.Element {
   const { trans, open } = usePanel();
   const [expanded, setExpanded] = useState(false);
   const [missing, setMissing] = useState(false);
   const quoteId = useId();
-  const { number, path, place, quote } = citation;
-  const show = async () => setMissing(!(await open(path)));
+  const { number, path, place, quote } = props.citation;
+  const show = async () => setMissing(!(await open(props.collection, path)));
   return (
     <li className="jp-uait-Citation" value={number}>
       <div className="jp-uait-Citation-head">

@@ -16,8 +16,8 @@ export interface IPanelContext {
   /** Put text on the system's clipboard. */
   readonly copy: (text: string) => void;
 
-  /** Open a document; resolves to false where this server does not show it. */
-  readonly open: (path: string) => Promise<boolean>;
+  /** Open a cited document; resolves to false where JupyterLab does not show it. */
+  readonly open: (collection: string, path: string) => Promise<boolean>;
 }
 
 export const PanelContext = createContext<IPanelContext | null>(null);

@@ -64,7 +64,11 @@ function activate(
         }
       },
       copy: text => Clipboard.copyToSystem(text),
-      open: path => openDocument(app, path)
+      open: (name, path) => {
+        const { collections } = catalogue.state.get();
+        const { sources = [] } = collections.find(known => known.name === name) ?? {};
+        return openDocument(app, path, sources);
+      }
     }
   );
   panel.title.icon = uaitIcon;
@@ -99,9 +103,13 @@ function activate(
   });
 }
 
-/** Open a document where the file manager has it; return whether it has. */
-async function openDocument(app: JupyterFrontEnd, path: string): Promise<boolean> {
-  const known = contentsPath(path, PageConfig.getOption('serverRoot'));
+/** Open a cited document where the file manager has it; return whether it has. */
+async function openDocument(
+  app: JupyterFrontEnd,
+  path: string,
+  sources: readonly string[]
+): Promise<boolean> {
+  const known = contentsPath(path, sources, PageConfig.getOption('serverRoot'));
   if (known === null) {
     return false;
   }

@@ -140,7 +140,7 @@ def test_kinds_that_are_not_read_say_so(name):
         (b"plain", "plain"),
         (b"\xef\xbb\xbfmarked", "marked"),
         ("grün".encode(), "grün"),
-        ("naïve – “quoted”".encode("cp1252"), "naïve – “quoted”"),
+        ("a naïve – or “quoted” – word".encode("cp1252"), "a naïve – or “quoted” – word"),
         ("über".encode("utf-16"), "über"),
         ("über".encode("utf-16-be").join([b"\xfe\xff", b""]), "über"),
         (b"a\r\nb\rc\n", "a\nb\nc\n"),

@@ -28,15 +28,15 @@ def _folders(jupyter_folders: dict[str, str]) -> None:
 
 
 def notebook(folder: Path, *cells: str, parameters: str | None = None) -> Path:
-    nb = nbformat.v4.new_notebook()  # type: ignore[no-untyped-call]
+    nb = nbformat.v4.new_notebook()
     if parameters is not None:
-        cell = nbformat.v4.new_code_cell(parameters)  # type: ignore[no-untyped-call]
+        cell = nbformat.v4.new_code_cell(parameters)
         cell.metadata["tags"] = ["parameters"]
         nb.cells.append(cell)
-    nb.cells += [nbformat.v4.new_code_cell(source) for source in cells]  # type: ignore[no-untyped-call]
+    nb.cells += [nbformat.v4.new_code_cell(source) for source in cells]
     nb.metadata["kernelspec"] = {"name": "python3", "language": "python", "display_name": "Python"}
     path = folder / "a notebook – ü.ipynb"
-    nbformat.write(nb, path)  # type: ignore[no-untyped-call]
+    nbformat.write(nb, path)
     return path
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from uait_server_ext import __version__
+from uait_server_ext._version import __version__
 from uait_server_ext.api.operation import PUBLIC, Call, operation
 from uait_server_ext.services import ServiceState
 

@@ -18,8 +18,9 @@ from uait_server_ext.knowledge.reading.sentences import Span, sentence_spans, tr
 from uait_server_ext.knowledge.reading.tokens import Ruler
 
 PASSAGE_TOKENS = 200
-BARE_HEADING_TOKENS = 12
 LEAD_IN_SHARE = 0.25
+# One line, which may be underlined: a heading without a body.
+BARE_HEADING = re.compile(r"\s*\S[^\n]*(?:\n[=~^\"'`*+#-]+)?\s*")
 BLANK_LINE = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 LINE_END = re.compile(r"\n")
 WHITE_SPACE = re.compile(r"\s+")
@@ -52,23 +53,23 @@ def chunk(document: Document, size: int = PASSAGE_TOKENS) -> list[Passage]:
     ruler = Ruler(text)
     places = _Places(document)
     passages = []
-    for group in _groups(sections, ruler, size):
+    for group in _groups(text, sections, ruler, size):
         cuts = CODE_CUTS if group[0].loose else PROSE_CUTS
         for start, end in _split(text, ruler, group[0].start, group[-1].end, size, cuts):
             passages.append(places.passage(start, end, group))
     return passages
 
 
-def _groups(sections: Sequence[Section], ruler: Ruler, size: int) -> Iterator[list[Section]]:
+def _groups(
+    text: str, sections: Sequence[Section], ruler: Ruler, size: int
+) -> Iterator[list[Section]]:
     group: list[Section] = []
     for section in sections:
         if group:
-            tokens = ruler.count(group[0].start, group[-1].end)
-            together = ruler.count(group[0].start, section.end)
-            joins = (
-                (group[-1].loose and section.loose) or tokens <= BARE_HEADING_TOKENS
-            ) and group[-1].page == section.page
-            if not joins or together > size:
+            last = group[-1]
+            bare = BARE_HEADING.fullmatch(text, group[0].start, last.end)
+            joins = ((last.loose and section.loose) or bare) and last.page == section.page
+            if not joins or ruler.count(group[0].start, section.end) > size:
                 yield group
                 group = []
         group.append(section)

@@ -1,0 +1,81 @@
+"""The Ask panel as a person uses it: what the browser tests say, in terms of the page."""
+
+from __future__ import annotations
+
+import re
+
+from playwright.sync_api import Locator, Page, expect
+
+from uait_server_ext.workflows.server import OwnServer
+
+PANEL_ID = "uait-knowledge-chat"
+LOAD_MS = 60_000
+ANSWER_MS = 120_000
+
+# Notes every length that the newest answer's text has had, so that its growth can be seen later.
+RECORD_GROWTH = """panel => {
+    window.uaitLengths = [];
+    new MutationObserver(() => {
+        const answers = panel.querySelectorAll('.jp-uait-phrasing');
+        const length = answers.length ? answers[answers.length - 1].textContent.length : 0;
+        if (length && window.uaitLengths[window.uaitLengths.length - 1] !== length) {
+            window.uaitLengths.push(length);
+        }
+    }).observe(panel, {childList: true, characterData: true, subtree: true});
+}"""
+
+
+def log_in(page: Page, server: OwnServer, token: str) -> None:
+    """Open JupyterLab's address, be sent to the login page, and type the token there."""
+    page.goto(f"{server.url}lab")
+    expect(page).to_have_url(re.compile(r"/login\?next="))
+    page.locator("input[name=password]").fill(token)
+    page.get_by_role("button", name="Log in").click()
+
+
+class AskPanel:
+    """One JupyterLab page with the panel open, beside a document if one is named."""
+
+    def __init__(self, page: Page, server: OwnServer, document: str = "") -> None:
+        page.goto(f"{server.url}lab{'/tree/' if document else ''}{document}?reset")
+        tab = page.locator(f'.lm-TabBar-tab[data-id="{PANEL_ID}"]')
+        tab.click(timeout=LOAD_MS)
+        self.page = page
+        self.root = page.locator(f"#{PANEL_ID}")
+        self.question = self.root.get_by_label("Question")
+        expect(self.question).to_be_focused()
+
+    @property
+    def answer(self) -> Locator:
+        """The newest question with its answer."""
+        return self.root.get_by_role("article").last
+
+    @property
+    def phrasing(self) -> Locator:
+        """What the model has written so far, in the newest answer."""
+        return self.answer.locator(".jp-uait-phrasing")
+
+    def choose(self, label: str, value: str) -> None:
+        """Choose a collection or a model."""
+        self.root.get_by_label(label).select_option(value)
+
+    def ask(self, question: str) -> None:
+        """Write a question and send it with Enter."""
+        self.root.evaluate(RECORD_GROWTH)
+        self.question.fill(question)
+        self.question.press("Enter")
+
+    def lengths(self) -> list[int]:
+        """Return the lengths that the answer's text went through."""
+        lengths: list[int] = self.page.evaluate("window.uaitLengths")
+        return lengths
+
+    def wait_for_end(self) -> None:
+        """Wait until the newest answer is complete and shows its figures."""
+        expect(self.answer.locator(".jp-uait-figures")).to_contain_text(
+            "s in all", timeout=ANSWER_MS
+        )
+
+    def button(self, name: str) -> Locator:
+        """Return a button by its label."""
+        return self.root.get_by_role("button", name=name, exact=True)
