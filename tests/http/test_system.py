@@ -35,6 +35,13 @@ async def test_live_needs_no_login_and_tells_nothing_else(jp_fetch: Fetch) -> No
     assert json.loads(answer.body) == {"live": True}
 
 
+async def test_what_jupyterlab_adds_to_every_request_is_no_parameter(jp_fetch: Fetch) -> None:
+    answer = await jp_fetch("uait", "v1", "models", params={"1795407109072": ""})
+    assert answer.code == 200
+    problem = await problem_of(jp_fetch("uait", "v1", "models", params={"unknown": "1"}))
+    assert problem["code"] == "invalid-input"
+
+
 async def test_health_becomes_ready_and_names_each_service(jp_fetch: Fetch) -> None:
     for _ in range(200):
         health = json.loads((await jp_fetch("uait", "v1", "health")).body)

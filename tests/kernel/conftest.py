@@ -55,6 +55,7 @@ class Refused(Exception):
 
     def __init__(self, status: int, detail: str, code: str = "") -> None:
         super().__init__(detail)
+        self.status = status
         self.document = {
             "type": f"urn:uait:problem:{code or PROBLEMS[status]}",
             "title": "A title",
@@ -73,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.uait.answer(self)
 
-    do_POST = do_DELETE = do_GET
+    do_POST = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay quiet."""
@@ -170,7 +171,7 @@ class ProtocolServer:
                 self._operate(handler, operation, body or {})
             except Refused as refused:
                 document = json.dumps(refused.document).encode()
-                handler.send(refused.document["status"], "application/problem+json", document)
+                handler.send(refused.status, "application/problem+json", document)
 
     def _authorise(self, handler: Handler, operation: str) -> None:
         if operation == "health/live":
@@ -285,7 +286,7 @@ class ProtocolServer:
             raise Refused(404, f"No model '{body['model']}' is known.", "model-not-found")
 
     def _stream(self, handler: Handler, first: list[Json], words: list[str], done: Json) -> None:
-        """Stream events; between words a keep-alive comment, and the pause that a test asked for."""
+        """Stream events, with the pause that a test asked for."""
         try:
             handler.begin_stream()
             handler.chunk(": keep-alive\n\n")
@@ -456,7 +457,7 @@ def connected(
     return protocol_server
 
 
-class MagicShell(InteractiveShell):  # type: ignore[misc]
+class MagicShell(InteractiveShell):
     """A real shell without history on disk, whose cells raise what they raise."""
 
     def run(self, cell: str) -> Any:
@@ -473,6 +474,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MagicShel
     MagicShell.clear_instance()
     InteractiveShell.clear_instance()
     shell = MagicShell.instance()
+    assert shell.history_manager is not None
     shell.history_manager.enabled = False
     shell.run("%load_ext uait_kernel")
     yield shell

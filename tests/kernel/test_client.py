@@ -1,4 +1,4 @@
-"""The HTTP client against a real socket: what goes over it, and every way an answer can go wrong."""
+"""The HTTP client against a real socket: what goes over it, and how answers go wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -104,7 +104,7 @@ def test_the_token_is_nowhere_to_be_seen(client: Client, protocol_server: Protoc
 
 
 def test_without_a_token_the_error_says_so(protocol_server: ProtocolServer) -> None:
-    with pytest.raises(errors.Unauthenticated, match="No token is known for .*: set UAIT_TOKEN"):
+    with pytest.raises(errors.Unauthenticated, match=r"No token is known for .*: set UAIT_TOKEN"):
         Client(protocol_server.url).health()
 
 
@@ -228,7 +228,11 @@ def test_a_server_that_says_nothing_in_time(
     protocol_server: ProtocolServer,
 ) -> None:
     release = threading.Event()
-    protocol_server.faults["health"] = lambda handler: release.wait(5) and None
+
+    def fault(handler: Handler) -> None:
+        release.wait(5)
+
+    protocol_server.faults["health"] = fault
     client = Client(protocol_server.url, protocol_server.token, timeout=0.1)
     with pytest.raises(errors.NoAnswer, match="did not answer in time"):
         client.health()
@@ -293,25 +297,11 @@ CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 def test_a_server_that_goes_in_the_middle_of_a_stream(
     raw_server: Callable[[bytes], str], reply: bytes
 ) -> None:
-    events = []
-    with (
-        Client(raw_server(reply), "t").chat(PROMPT) as stream,
-        pytest.raises(errors.StreamBroken, match="in the middle of an answer"),
-    ):
-        events.extend(stream)
-        events.extend(stream)
-    assert events in ([], [{"type": "delta", "text": "a"}])
-
-
-def test_events_before_the_break_are_kept(raw_server: Callable[[bytes], str]) -> None:
-    seen: list[Any] = []
-    with (
-        Client(raw_server(CHUNKED + CHUNK), "t").chat(PROMPT) as stream,
-        pytest.raises(errors.StreamBroken),
-    ):
-        for event in stream:
-            seen.append(event)
-    assert seen == [{"type": "delta", "text": "a"}]
+    with Client(raw_server(reply), "t").chat(PROMPT) as stream:
+        events = iter(stream)
+        assert next(events) == {"type": "delta", "text": "a"}
+        with pytest.raises(errors.StreamBroken, match="in the middle of an answer"):
+            next(events)
 
 
 def test_a_stream_that_falls_silent(
@@ -413,7 +403,7 @@ def test_https(
     listener = protocol_server._http.socket
     protocol_server._http.socket = context.wrap_socket(listener, server_side=True)
     client = Client(protocol_server.url.replace("http:", "https:"), protocol_server.token)
-    with pytest.raises(errors.NoAnswer, match="certificate of .* is not trusted here"):
+    with pytest.raises(errors.NoAnswer, match=r"certificate of .* is not trusted here"):
         client.health()
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     assert client.health()["live"] is True

@@ -15,10 +15,10 @@ import pytest
 
 import uait_kernel
 from uait_kernel.discovery import find_server
+from uait_kernel.endpoint import Server
 from uait_kernel.errors import NoAnswer, ServerNotFound, Unauthenticated, UsageMistake
 from uait_kernel.runtime_files import is_alive
 from uait_kernel.session import Session
-from uait_kernel.transport import Server
 
 if TYPE_CHECKING:
     from tests.kernel.conftest import ProtocolServer

@@ -37,8 +37,8 @@ def test_a_value_goes_in_as_it_is_and_is_not_looked_at_again(
 def test_any_braces_give_text_or_a_usage_mistake(text: str) -> None:
     try:
         filled = interpolate(text, {"a": "A", "x": "{{a}}"})
-    except UsageMistake as mistake:
-        assert "--raw" in str(mistake) or "failed" in str(mistake)
+    except UsageMistake:
+        assert "{{" in text
     else:
         assert "{{" in text or filled.text == text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_a_notebook_has_one_display_that_is_updated(monkeypatch: pytest.MonkeyPa
     published, clock = Published(monkeypatch), Clock()
     live = NotebookLive(1, clock)
     for length in range(5):
-        live.draw(lambda length=length: part("x" * length))
+        live.draw(partial(part, "x" * length))
         clock.now += 0.2
     live.finish(Answer("whole", AnswerDetails(model="echo")))
     kinds = [kind for kind, _, _ in published.messages]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,11 @@ class WatchedKernel:
     def __init__(self, manager: KernelManager, client: BlockingKernelClient) -> None:
         self.manager, self.client = manager, client
 
+    @property
+    def pid(self) -> int:
+        """The kernel's process."""
+        return int(self.manager.provisioner.pid)  # type: ignore[union-attr]
+
     def run(self, code: str, during: Callable[[], None] | None = None) -> list[dict[str, Any]]:
         """Run a cell and return the messages it published."""
         messages: list[dict[str, Any]] = []
@@ -165,7 +171,7 @@ def test_a_person_sees_one_display_grow(watched: WatchedKernel, connected: Proto
     ids = {message["content"]["transient"]["display_id"] for message in messages}
     assert len(ids) == 1
     texts = [message["content"]["data"]["text/plain"] for message in messages]
-    assert all(later.startswith(earlier) for earlier, later in zip(texts, texts[1:], strict=False))
+    assert all(later.startswith(earlier) for earlier, later in pairwise(texts))
     assert texts[-1] == words
     assert messages[-1]["content"]["metadata"]["uait"]["state"] == "done"
 
@@ -178,7 +184,7 @@ def test_a_persons_stop_cancels_and_keeps_the_part(
     def stop() -> None:
         connected.paused.wait(10)
         time.sleep(0.5)
-        os.kill(watched.manager.provisioner.pid, signal.SIGINT)
+        os.kill(watched.pid, signal.SIGINT)
 
     messages = watched.run("%ask --chat --to part one two three four\nprint('on')", during=stop)
     assert connected.cancelled.wait(2.0)

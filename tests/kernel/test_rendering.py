@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -73,9 +74,10 @@ ATTACKS = [
     "\x1b]0;title\x07\x1b[2Jcleared",
     "$\\href{javascript:alert(1)}{x}$",
 ]
-ALLOWED_TAGS = set(
-    ["style", "div", "p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "code", "pre", "blockquote", "ul", "ol", "li", "a", "q", "bdi", "span", "table", "thead", "tbody", "tr", "th", "td", "progress"]
-)
+TEXT_TAGS = {"p", "br", "hr", "h4", "h5", "h6", "strong", "em", "s", "code", "pre", "a", "q", "bdi"}
+BLOCK_TAGS = {"style", "div", "span", "blockquote", "ul", "ol", "li", "progress"}
+TABLE_TAGS = {"table", "thead", "tbody", "tr", "th", "td"}
+ALLOWED_TAGS = TEXT_TAGS | BLOCK_TAGS | TABLE_TAGS
 ALLOWED_ATTRIBUTES = {"class", "title", "href", "rel", "target", "value", "max", "start", "scope"}
 
 
@@ -154,6 +156,7 @@ def every_bundle(attack: str) -> list[Bundle]:
     file = UnfinishedFile(attack, attack)
     status = CollectionStatus(attack, 1, 2, attack, (attack,), (file,), (file,))
     summary = IngestSummary(attack, files=3, reported=1, latest=attack, failed=(file,))
+    model = Model(attack, attack, attack, attack, attack, state=attack, backend=attack, note=attack)
     return [
         answer.bundle(),
         plain.bundle(),
@@ -164,7 +167,7 @@ def every_bundle(attack: str) -> list[Bundle]:
         summary.bundle(),
         replace(summary, state="stopped").bundle(),
         replace(summary, state="done").bundle(),
-        Models((Model(*[attack] * 5, state=attack, backend=attack, note=attack),)).bundle(),
+        Models((model,)).bundle(),
     ]
 
 
@@ -324,9 +327,7 @@ def test_a_growing_answer_only_grows() -> None:
         full_answer(),
     ]
     plains = [frame.bundle().plain for frame in frames]
-    assert all(
-        later.startswith(earlier) for earlier, later in zip(plains, plains[1:], strict=False)
-    )
+    assert all(later.startswith(earlier) for earlier, later in pairwise(plains))
 
 
 def test_nothing_before_the_first_word() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -46,7 +48,7 @@ def test_any_cutting_gives_the_same_events(
     stream, events = drawn
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=8)))
     bounds = [0, *cuts, len(stream)]
-    pieces = [stream[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    pieces = [stream[start:end] for start, end in pairwise(bounds)]
     assert parse(*pieces) == events
     assert parse(*(stream[at : at + 1] for at in range(len(stream)))) == events
 
@@ -73,9 +75,7 @@ def test_fields_as_the_standard_has_them(stream: bytes, events: list[tuple[str, 
 
 def test_an_endless_event_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "LARGEST_EVENT", 1_000)
-    parser = EventParser()
     with pytest.raises(EventTooLarge):
-        for _ in range(200):
-            parser.feed(b"data: 123456789\n")
+        parse(*[b"data: 123456789\n"] * 200)
     with pytest.raises(EventTooLarge):
         EventParser().feed(b"x" * 1_001)

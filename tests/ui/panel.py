@@ -29,8 +29,8 @@ def log_in(page: Page, server: OwnServer, token: str) -> None:
     """Open JupyterLab's address, be sent to the login page, and type the token there."""
     page.goto(f"{server.url}lab")
     expect(page).to_have_url(re.compile(r"/login\?next="))
-    page.locator("input[name=password]").fill(token)
-    page.get_by_role("button", name="Log in").click()
+    page.get_by_label("Password or token:").fill(token)
+    page.get_by_role("button", name="Log in", exact=True).click()
 
 
 class AskPanel:
@@ -38,12 +38,14 @@ class AskPanel:
 
     def __init__(self, page: Page, server: OwnServer, document: str = "") -> None:
         page.goto(f"{server.url}lab{'/tree/' if document else ''}{document}?reset")
-        tab = page.locator(f'.lm-TabBar-tab[data-id="{PANEL_ID}"]')
-        tab.click(timeout=LOAD_MS)
+        # While JupyterLab restores its layout it moves the focus.
+        page.locator("#jupyterlab-splash").wait_for(state="attached", timeout=LOAD_MS)
+        page.locator("#jupyterlab-splash").wait_for(state="detached", timeout=LOAD_MS)
+        page.locator(f'.lm-TabBar-tab[data-id="{PANEL_ID}"]').click()
         self.page = page
         self.root = page.locator(f"#{PANEL_ID}")
         self.question = self.root.get_by_label("Question")
-        expect(self.question).to_be_focused()
+        expect(self.question).to_be_visible()
 
     @property
     def answer(self) -> Locator:
@@ -57,7 +59,7 @@ class AskPanel:
 
     def choose(self, label: str, value: str) -> None:
         """Choose a collection or a model."""
-        self.root.get_by_label(label).select_option(value)
+        self.root.get_by_label(label, exact=True).select_option(value)
 
     def ask(self, question: str) -> None:
         """Write a question and send it with Enter."""

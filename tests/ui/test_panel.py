@@ -34,6 +34,16 @@ NOTEBOOK = {
 }
 
 
+@pytest.fixture(autouse=True)
+def jp_asyncio_loop() -> None:
+    """Stand in for pytest-jupyter's loop: it would close Playwright's, which runs all along."""
+
+
+@pytest.fixture(autouse=True)
+def jp_server_cleanup() -> None:
+    """Stand in for pytest-jupyter's clean-up of a server in this process: there is none."""
+
+
 @pytest.fixture(scope="module")
 def browser(browser_path: str) -> Iterator[Browser]:
     arguments = ["--disable-background-networking"]

@@ -89,7 +89,8 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         query = {
             name: [value.decode("utf-8", "replace") for value in values]
             for name, values in self.request.query_arguments.items()
-            if name != "token"  # Jupyter's own way to log in
+            # Jupyter's own: a way to log in, and JupyterLab's time stamp against caches.
+            if name != "token" and not name.isdecimal()
         }
         arguments = operation.arguments(path, query, self.request.body)
         outcome = operation.function(Call(principal, self.services), **arguments)

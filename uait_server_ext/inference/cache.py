@@ -88,11 +88,11 @@ class ModelCache:
         ``form`` names the format and the version of the code that builds it. Raises
         ``ModelUnavailable`` when the source is missing or damaged.
         """
-        source = self.source(entry)
         assert entry.package is not None
         wanted = _digests(entry.package)
 
         def fill(target: Path) -> None:
+            source = self.source(entry)
             if not _intact(source, wanted, deep=True):
                 raise ModelUnavailable(
                     f"The files of {entry.id} are damaged. Run `uait models pull {entry.id}` to "

@@ -126,9 +126,9 @@ class Catalogue:
                 return entry
         known = [DEFAULT_MODEL, *(entry.id for entry in entries)]
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.4)
-        said = f"The catalogue has no {kind or ''} model '{model}'.".replace("  ", " ")
+        said = f"The catalogue has no model '{model}'."
         if model in self._entries:
-            said = f"'{model}' is not a {kind} model."
+            said = f"'{model}' is of another kind: {self._entries[model].kind}."
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ModelNotFound(f"{said}{hint} Known: {', '.join(known)}.", near=near, known=known)
 

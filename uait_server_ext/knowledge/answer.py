@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,8 @@ WEIGHED = 5
 MAX_QUESTION_TOKENS = 500
 # Of passages in the prompt, so that question and instruction included it stays below 900.
 PROMPT_TOKENS = 650
+# A model that cannot be used says so at once; the evidence waits no longer for that.
+REFUSAL_SECONDS = 0.02
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 PROMPT = """Answer the question in one or two sentences. Use only these passages.
@@ -84,7 +87,7 @@ class Answerer:
 
         Raises:
             ContextTooLong: the question itself is too long.
-            ModelNotFound: no such model.
+            ModelNotFound: no such model; raised before the evidence where the model is needed.
             WorkerDied: the model worker ended in the middle of the phrasing.
 
         """
@@ -96,12 +99,15 @@ class Answerer:
         best = best[: request.k]
         citations = [cite(number, sentence) for number, sentence in enumerate(best, start=1)]
         extract = citations[0].quote if citations else None
-        yield EvidenceEvent(declined=evidence.declined, extract=extract, citations=citations)
+        shown = EvidenceEvent(declined=evidence.declined, extract=extract, citations=citations)
 
         phrasing = _Phrasing()
-        if citations and request.phrase:
+        if not citations or not request.phrase:
+            yield shown
+        else:
             prompt = _prompt(request.question, best)
-            async with aclosing(self._phrase(request, prompt, phrasing)) as pieces:
+            async with _begun(self._phrase(request, prompt, phrasing)) as pieces:
+                yield shown
                 async for piece in pieces:
                     if phrasing.first_token_seconds is None:
                         phrasing.first_token_seconds = time.monotonic() - began
@@ -156,6 +162,31 @@ class Answerer:
             raise
         except (ModelUnavailable, DependencyMissing) as error:
             phrasing.note = f"No model phrased this: {error.detail}"
+
+
+@asynccontextmanager
+async def _begun(pieces: AsyncGenerator[str, None]) -> AsyncIterator[AsyncIterator[str]]:
+    """Set the model to work before the evidence is shown, and stop it at the end.
+
+    What it refuses at once (an unknown model) is raised in the evidence's place.
+    """
+    first = asyncio.ensure_future(anext(pieces, None))
+
+    async def all_pieces() -> AsyncIterator[str]:
+        piece = await first
+        while piece is not None:
+            yield piece
+            piece = await anext(pieces, None)
+
+    try:
+        await asyncio.wait({first}, timeout=REFUSAL_SECONDS)
+        if first.done():
+            first.result()
+        yield all_pieces()
+    finally:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await pieces.aclose()
 
 
 def _check_length(question: str) -> None:

@@ -396,16 +396,16 @@ def _insert_documents(
     ids: Sequence[int],
     now: str,
 ) -> None:
-    connection.executemany(
-        "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                id_, document.file.path, document.file.shown, document.title, document.media_type,
-                document.file.size_bytes, document.file.modified_ns, document.sha256, now,
-            )
-            for id_, document in zip(ids, documents, strict=True)
-        ],
-    )  # fmt: skip
+    rows = [
+        (
+            id_, document.file.path, document.file.shown, document.title, document.media_type,
+            document.file.size_bytes, document.file.modified_ns, document.sha256, now,
+        )
+        for id_, document in zip(ids, documents, strict=True)
+    ]  # fmt: skip
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    values = ", ".join("unnest(?)" for _ in columns)
+    connection.execute(f"INSERT INTO documents SELECT {values}", columns)
 
 
 def _insert_chunks(

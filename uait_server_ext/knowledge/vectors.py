@@ -26,6 +26,8 @@ FILE = "vectors.usearch"
 EXACT_BELOW = 20_000
 # Removed vectors leave holes in the graph; beyond this share a rebuild is faster and smaller.
 MAX_REMOVED_SHARE = 0.3
+# A removal holds Python's lock: about 2 ms for so many.
+REMOVED_AT_ONCE = 256
 
 Similarities = npt.NDArray[np.float32]
 
@@ -69,8 +71,9 @@ class VectorIndex:
     def apply(self, gone: Ids, ids: Ids, vectors: Vectors) -> None:
         """Remove and add chunks; an id that is there stays as it is, as chunks never change."""
         with self._lock:
-            if len(gone) and len(self._index):
-                self._removed += int(self._index.remove(gone.astype(np.uint64)))
+            for start in range(0, len(gone) if len(self._index) else 0, REMOVED_AT_ONCE):
+                part = gone[start : start + REMOVED_AT_ONCE].astype(np.uint64)
+                self._removed += int(self._index.remove(part))
             new = ~self._contains(ids)
             if new.any():
                 self._index.add(ids[new].astype(np.uint64), vectors[new], threads=1)

@@ -16,7 +16,6 @@ function clientOf(respond: (request: Request) => Response | Promise<Response>): 
   const settings = ServerConnection.makeSettings({
     baseUrl: 'http://localhost/a%40b/',
     token: '',
-    init: {},
     fetch: async (input: RequestInfo | URL) => {
       const request = input as Request;
       requests.push(request);

@@ -95,6 +95,9 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
   const busy = exchanges.some(isRunning);
   const empty = state.phase === 'ready' && !state.collections.length;
   const { collection, model } = state;
+  const missing =
+    state.phase === 'loading' ? trans.__('Loading…') : trans.__('Add documents first');
+  const blocked = state.collections.length ? '' : missing;
 
   const refresh = useCallback(() => void catalogue.refresh(), [catalogue]);
   // What an ingest reports stays in sight until the form is closed.
@@ -159,7 +162,7 @@ export function AskView(props: IAskViewProps): React.JSX.Element {
       <QuestionBox
         inputRef={inputRef}
         busy={busy}
-        blocked={collection ? '' : trans.__('Add documents first')}
+        blocked={blocked}
         onAsk={question =>
           void session.ask({ question, collection, model }, maxTokens())
         }

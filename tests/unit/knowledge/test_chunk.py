@@ -104,7 +104,10 @@ def test_pages_and_cells_are_labelled():
     text = "First page.\n\nSecond page."
     sections = [Section(0, 11, page=1), Section(13, 25, page=2)]
     passages = chunk(Document("t", "application/pdf", text, sections))
-    assert [(p.label, p.page, p.line) for p in passages] == [("page 1", 1, None), ("page 2", 2, None)]
+    assert [(p.label, p.page, p.line) for p in passages] == [
+        ("page 1", 1, None),
+        ("page 2", 2, None),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def headings(document):
 
 
 def test_markdown_headings_not_those_in_code():
-    text = b"---\ntitle: 'The Guide'\n---\nIntro\n=====\n\n```sh\n# a comment\n```\n\n## Use `it`\nText\n"
+    front = b"---\ntitle: 'The Guide'\n---\n"
+    text = front + b"Intro\n=====\n\n```sh\n# a comment\n```\n\n## Use `it`\nText\n"
     document = parse(Path("guide.md"), text)
     assert document.title == "The Guide"
     assert headings(document) == [(), ("Intro",), ("Intro", "Use it")]
