@@ -31,6 +31,12 @@ def one_line(text: str) -> str:
     return line if len(line) <= LONGEST_MESSAGE else line[: LONGEST_MESSAGE - 1] + "…"
 
 
+def show_as_one_line(error: BaseException, message: str) -> None:
+    """Let IPython show an exception that is not ours as one line instead of its stack."""
+    line = f"{type(error).__name__}: {one_line(message)}"
+    error._render_traceback_ = lambda: [line]  # type: ignore[attr-defined]
+
+
 class UaitClientError(Exception):
     """A request to UAIT failed; the message is one line: what happened and what to do."""
 

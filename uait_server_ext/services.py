@@ -102,6 +102,11 @@ class Services:
         assert self._knowledge
         return self._knowledge
 
+    @property
+    def built(self) -> bool:
+        """Whether the services are there to take requests."""
+        return self._knowledge is not None
+
     def states(self) -> list[ServiceState]:
         """Return the state of each service, without waiting for one."""
         if self._started is None or not self._started.done():

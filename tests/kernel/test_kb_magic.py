@@ -144,6 +144,7 @@ def test_an_interrupt_stops_adding_and_says_how_to_go_on(
     shown = capsys.readouterr().out
     assert re.search(r"Stopped after (\d) of 3 files; 'books': \1 added\.", shown)
     assert "`%kb resume -c books` goes on." in shown
+    assert shown.endswith("KeyboardInterrupt: adding was stopped.\n")
 
 
 def test_a_server_that_goes_while_adding(

@@ -189,6 +189,7 @@ def test_a_persons_stop_cancels_and_keeps_the_part(
     messages = watched.run("%ask --chat --to part one two three four\nprint('on')", during=stop)
     assert connected.cancelled.wait(2.0)
     assert messages[-1]["content"]["ename"] == "KeyboardInterrupt"
+    assert messages[-1]["content"]["traceback"] == ["KeyboardInterrupt: the answer was stopped."]
     last_shown = [m for m in messages if "data" in m["content"]][-1]["content"]
     assert last_shown["metadata"]["uait"]["state"] == "stopped"
     assert "Stopped: this is only a part." in last_shown["data"]["text/plain"]

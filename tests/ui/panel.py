@@ -11,6 +11,9 @@ from uait_server_ext.workflows.server import OwnServer
 PANEL_ID = "uait-knowledge-chat"
 LOAD_MS = 60_000
 ANSWER_MS = 120_000
+STEP_MS = 30_000
+
+expect.set_options(timeout=STEP_MS)
 
 # Notes every length that the newest answer's text has had, so that its growth can be seen later.
 RECORD_GROWTH = """panel => {

@@ -15,7 +15,7 @@ from uait_kernel.results.knowledge import Citation
 from uait_kernel.results.shown import Bundle
 
 from .markdown import render_markdown
-from .page import Markup, clean, element, file_name, page, shorten
+from .page import Markup, clean, element, file_name, one_paragraph, page, shorten
 
 ANSWER_MIME = "application/vnd.uait.answer+json"
 QUOTE_CHARACTERS = 300
@@ -45,7 +45,7 @@ def answer_body(answer: Answer) -> str:
     """Return the words of an answer without its sources: the extract in quotes, then the rest."""
     if answer.extract is None:
         return answer.text
-    parts = [f"“{answer.extract.strip()}”"]
+    parts = [f"“{one_paragraph(answer.extract)}”"]
     if answer.phrasing:
         parts += [NOT_CHECKED, answer.phrasing]
     return "\n\n".join(parts)
@@ -56,7 +56,7 @@ def _html_parts(answer: Answer) -> list[Markup]:
     if answer.extract is None:
         parts.append(render_markdown(answer.text))
     else:
-        extract = answer.extract.strip()
+        extract = one_paragraph(answer.extract)
         parts.append(element("blockquote", extract, class_="uait-extract mathjax_ignore"))
         if answer.phrasing:
             parts.append(element("p", NOT_CHECKED, class_="uait-dim"))
@@ -91,14 +91,15 @@ def _where(citation: Citation) -> str:
 
 def _source(citation: Citation) -> Markup:
     """Return one citation as a list item that keeps its number."""
-    quote = element("q", shorten(citation.quote, QUOTE_CHARACTERS), class_="mathjax_ignore")
+    text = shorten(one_paragraph(citation.quote), QUOTE_CHARACTERS)
+    quote = element("q", text, class_="mathjax_ignore")
     title = citation.title or citation.path
     path = element("span", file_name(citation.path), title=title)
     return element("li", path, f"{_where(citation)} ", quote, value=citation.number)
 
 
 def _source_line(citation: Citation) -> str:
-    quote = " ".join(shorten(citation.quote, QUOTE_CHARACTERS).split())
+    quote = shorten(one_paragraph(citation.quote), QUOTE_CHARACTERS)
     return f"[{citation.number}] {citation.path}{_where(citation)}: “{quote}”"
 
 

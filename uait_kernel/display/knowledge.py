@@ -12,7 +12,19 @@ from uait_kernel.results.knowledge import (
 )
 from uait_kernel.results.shown import Bundle
 
-from .page import Markup, clean, element, escape, file_name, page, plain_table, shorten, size, table
+from .page import (
+    Markup,
+    clean,
+    element,
+    escape,
+    file_name,
+    number,
+    page,
+    plain_table,
+    shorten,
+    size,
+    table,
+)
 
 HIT_CHARACTERS = 400
 FILES_LISTED = 20
@@ -43,14 +55,14 @@ def _where(hit: Hit) -> Markup:
 
 def status_bundle(status: CollectionStatus) -> Bundle:
     """Return a collection's numbers, what is left to do and what could not be read."""
-    rows: list[tuple[str, str | int]] = [
-        ("documents", status.documents),
-        ("passages", status.chunks),
+    rows = [
+        ("documents", number(status.documents)),
+        ("passages", number(status.chunks)),
         ("embedding model", status.embedding_model),
         ("on disk", size(status.disk_bytes)),
         ("sources", "\n".join(status.sources)),
-        ("left to do", len(status.pending)),
-        ("not readable", len(status.failed)),
+        ("left to do", number(len(status.pending))),
+        ("not readable", number(len(status.failed))),
     ]
     left = _left_to_do(status)
     headers = ("collection", status.name)

@@ -11,19 +11,21 @@ import re
 from collections.abc import Iterable, Sequence
 
 STYLE = """<style>
-.uait{color:inherit;font-family:inherit;line-height:1.5;max-width:62em}
+.uait{color:inherit;font-family:inherit;line-height:1.5}
+.uait>:not(table){max-width:62em}
 .uait blockquote.uait-extract{margin:.2em 0 .6em;padding:.2em .9em;color:inherit;background:none;
-border-left:3px solid var(--jp-brand-color1,#1976d2);white-space:pre-wrap}
+border-left:3px solid var(--jp-brand-color1,#1976d2)}
 .uait .uait-dim{opacity:.75;font-size:.9em;margin:.4em 0}
 .uait .uait-mark{border-left:3px solid var(--jp-warn-color1,#b26a00);margin:.4em 0;
 padding:.1em .6em}
 .uait ol.uait-sources{margin:.4em 0;padding-left:1.8em;font-size:.92em}
-.uait ol.uait-sources q,.uait td.uait-text{white-space:pre-wrap;overflow-wrap:anywhere}
 .uait pre{overflow-x:auto;background:var(--jp-layout-color2,rgba(127,127,127,.12));padding:.5em}
-.uait table{border-collapse:collapse;margin:.3em 0;color:inherit;background:none}
-.uait th,.uait td{text-align:left;vertical-align:top;padding:.2em .7em;color:inherit;
+.uait.uait table{border-collapse:collapse;margin:.3em 0;color:inherit;background:none}
+.uait.uait th,.uait.uait td{text-align:left;vertical-align:top;padding:.2em .7em;color:inherit;
+white-space:pre-wrap;overflow-wrap:break-word;max-width:40em;
 border-bottom:1px solid var(--jp-border-color2,rgba(127,127,127,.35))}
-.uait td.uait-number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.uait.uait td.uait-number{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+.uait.uait table.uait-list td:first-child{white-space:nowrap}
 .uait progress{width:16em;max-width:100%;vertical-align:middle}
 </style>"""
 
@@ -71,12 +73,12 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[str | int | float | Ma
     """Return an HTML table; numbers stand to the right, text keeps its line breaks."""
     head = element("tr", *(element("th", name, scope="col") for name in headers))
     body = [element("tr", *(_cell(value) for value in row)) for row in rows]
-    return element("table", element("thead", head), element("tbody", *body))
+    return element("table", element("thead", head), element("tbody", *body), class_="uait-list")
 
 
 def _cell(value: str | int | float | Markup) -> Markup:
     if isinstance(value, str):
-        return element("td", value, class_="uait-text mathjax_ignore")
+        return element("td", value, class_="mathjax_ignore")
     return element("td", number(value), class_="uait-number")
 
 
@@ -106,6 +108,11 @@ def size(count: int) -> str:
             return f"{amount:.0f} {unit}" if unit in ("B", "kB") else f"{amount:.1f} {unit}"
         amount /= 1000
     return f"{amount:.1f} TB"
+
+
+def one_paragraph(text: str) -> str:
+    """Return a quotation without the line breaks of its document."""
+    return " ".join(text.split())
 
 
 def shorten(text: str, limit: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uait_kernel.display.live import Live
-from uait_kernel.errors import UaitClientError
+from uait_kernel.errors import UaitClientError, show_as_one_line
 from uait_kernel.event_stream import EventStream
 from uait_kernel.results.answer import Answer, AnswerInProgress
 from uait_kernel.results.knowledge import IngestSummary
@@ -31,10 +31,11 @@ def show_answer(
             for event in events:
                 progress.add(event)
                 live.draw(progress.answer)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         part = progress.answer("stopped")
         live.finish(part)
         keep(part)
+        show_as_one_line(interrupt, "the answer was stopped.")
         raise
     except UaitClientError as error:
         if not progress.is_empty:
@@ -62,8 +63,9 @@ def show_ingest(events: EventStream, collection: str, live: Live) -> IngestSumma
             for event in events:
                 summary = summary.after(event)
                 live.draw(current)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         live.finish(summary.ended("stopped"))
+        show_as_one_line(interrupt, "adding was stopped.")
         raise
     except UaitClientError:
         if summary.reported:

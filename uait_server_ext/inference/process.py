@@ -234,11 +234,8 @@ class WorkerProcess:
         return f"{how}.{said}"
 
 
-def worker_environment(*, threads: int, offline: bool) -> dict[str, str]:
-    """Return the environment of a worker: what it needs of ours, no tokens, no passwords.
-
-    ``offline`` keeps the hub's client from the network.
-    """
+def worker_environment(*, threads: int) -> dict[str, str]:
+    """Return the environment of a worker: what it needs of ours, no tokens, no passwords."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -248,7 +245,7 @@ def worker_environment(*, threads: int, offline: bool) -> dict[str, str]:
     return {
         **inherited,
         **({"PYTHONPATH": os.pathsep.join(path)} if path else {}),
-        **({"HF_HUB_OFFLINE": "1"} if offline else {}),
+        "HF_HUB_OFFLINE": "1",  # what a model needs was fetched before
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",

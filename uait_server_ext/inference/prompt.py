@@ -22,6 +22,13 @@ class ChatPrompt:
 
     def tokens(self, messages: list[dict[str, str]]) -> list[int]:
         """Return the token ids of the messages, up to where the assistant begins to speak."""
-        text = self._template.render(messages=messages, add_generation_prompt=True, **self._names)
+        return self.encode(self.text(messages))
+
+    def text(self, messages: list[dict[str, str]]) -> str:
+        """Return the messages as the model was taught to see them."""
+        return self._template.render(messages=messages, add_generation_prompt=True, **self._names)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text as it stands."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids

@@ -12,7 +12,7 @@ from uait_server_ext.errors import ModelUnavailable, UaitError, WorkerDied
 
 from .cache import ModelCache
 from .catalogue import CatalogueEntry
-from .process import WorkerProcess, worker_environment
+from .process import LAST_FRAMES, WorkerProcess, worker_environment
 from .protocol import Frame
 from .turns import Turns
 
@@ -80,11 +80,8 @@ class ModelRunner:
             worker = await self._loaded()
             request = worker.submit(message)
             try:
-                while True:
-                    frame = await request.next()
+                while (frame := await request.next()).message["type"] not in LAST_FRAMES:
                     yield frame
-                    if request.ended.is_set() and request.frames.empty():
-                        return
             except WorkerDied:
                 if self._closed:
                     raise _stopping() from None
@@ -93,6 +90,7 @@ class ModelRunner:
                 await worker.cancel(request)
         finally:
             self.turns.release()
+        yield frame  # whoever stops reading here does not keep the next one waiting
 
     async def close(self) -> None:
         """End the worker; requests under way and waiting fail."""
@@ -155,7 +153,7 @@ class ModelRunner:
                 self.entry.id,
                 load,
                 cwd=self._cache.root,
-                environment=worker_environment(threads=self._threads, offline=True),
+                environment=worker_environment(threads=self._threads),
                 log=self._log,
             )
         except UaitError as error:

@@ -75,18 +75,17 @@ def weigh(question: str, found: Sequence[Hit], index: FullText) -> Evidence:
 
 
 def sentences(evidence: Evidence, index: FullText) -> list[Sentence]:
-    """Return the sentences of all hits that are worth comparing with the question."""
-    found = [
-        Sentence(hit, start, end, evidence.subject.coverage(set(index.terms(hit.text[start:end]))))
-        for hit in evidence.hits
-        for start, end in _quotable(hit.text)
-    ]
-    weights = SENTENCE_WEIGHTS
-    found.sort(
-        key=lambda s: weights["coverage"] * s.coverage + weights["passage"] * s.hit.score,
-        reverse=True,
-    )
-    return found[:MAX_EMBEDDED]
+    """Return sentences to compare with the question: of each hit those that cover most of it."""
+    found = []
+    for hit in evidence.hits:
+        texts = ((start, end, hit.text[start:end]) for start, end in _quotable(hit.text))
+        of_hit = [
+            Sentence(hit, start, end, evidence.subject.coverage(set(index.terms(text))))
+            for start, end, text in texts
+        ]
+        of_hit.sort(key=lambda sentence: -sentence.coverage)
+        found += of_hit[: max(1, MAX_EMBEDDED // len(evidence.hits))]
+    return found
 
 
 def support(candidates: Sequence[Sentence], vectors: Vectors, question: Vectors) -> list[Sentence]:

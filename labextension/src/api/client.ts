@@ -127,10 +127,7 @@ export class ApiClient implements IApi {
     const url = URLExt.join(this._settings.baseUrl, path);
     let response: Response;
     try {
-      // Jupyter's default, `no-store`, puts the time into the URL, and the server takes no
-      // parameter that it has not declared.
-      const options: RequestInit = { cache: 'no-cache', ...init };
-      response = await ServerConnection.makeRequest(url, options, this._settings);
+      response = await ServerConnection.makeRequest(url, init, this._settings);
     } catch {
       throw new ApiProblem('network');
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import subprocess
@@ -56,6 +57,12 @@ async def first_word(stream: AsyncIterator[Any]) -> None:
 def workers() -> list[psutil.Process]:
     """All model workers below this process."""
     return [p for p in psutil.Process().children() if "inference.worker" in " ".join(p.cmdline())]
+
+
+async def started() -> None:
+    """Wait until a worker process exists."""
+    while not workers():  # noqa: ASYNC110 - the operating system sets no event
+        await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -228,8 +235,7 @@ def test_stopping_ends_children_within_two_seconds_and_fails_requests(
 def test_stopping_while_a_model_loads_leaves_no_process(echo_inference: BuildEcho) -> None:
     async def test(inference: Inference) -> None:
         task = asyncio.create_task(answer(inference, asked("x")))
-        while not workers():
-            await asyncio.sleep(0.005)
+        await started()
         await inference.stop()
         assert not workers()
         with pytest.raises(ModelUnavailable, match="stopping"):
@@ -241,8 +247,7 @@ def test_stopping_while_a_model_loads_leaves_no_process(echo_inference: BuildEch
 def test_a_caller_that_leaves_during_the_load_does_not_stop_it(echo_inference: BuildEcho) -> None:
     async def test(inference: Inference) -> None:
         task = asyncio.create_task(answer(inference, asked("x")))
-        while not workers():
-            await asyncio.sleep(0.005)
+        await started()
         (worker,) = workers()
         task.cancel()
         await asyncio.wait([task])
@@ -257,8 +262,7 @@ def test_unloading_waits_for_the_answer_and_gives_the_process_back(
 ) -> None:
     async def test(inference: Inference) -> None:
         task = asyncio.create_task(answer(inference, asked("one two three", "slow")))
-        while not workers():
-            await asyncio.sleep(0.005)
+        await started()
         await inference.unload("slow")
         assert not workers()
         assert (await task).text == "one two three"
@@ -332,9 +336,9 @@ def test_a_worker_that_dies_while_loading_says_how(
     cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        import logging
-
-        with pytest.raises(ModelUnavailable, match="could not be loaded: exit code 3. It said"):
+        with pytest.raises(
+            ModelUnavailable, match=r"not be loaded: exit code 3\. It said last: alas"
+        ):
             await WorkerProcess.start(
                 "it",
                 {},

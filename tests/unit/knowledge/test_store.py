@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -93,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
             self.index.pop(gone, None)
         self.index.update(zip(ids.tolist(), texts, strict=True))
         self.followed = head
-        assert sorted(self.index.values()) == sorted(sum(self.documents.values(), []))
+        assert sorted(self.index.values()) == sorted(chain(*self.documents.values()))
 
     @rule()
     def prune(self):
@@ -173,7 +174,7 @@ def test_vectors_agree_with_the_databases_own_arithmetic(store):
     in_sql = store._all(
         "SELECT indexed, array_inner_product(vector, ?::FLOAT[384]) FROM chunks", [query.tolist()]
     )
-    assert dict(in_sql) == pytest.approx(dict(zip(texts, vectors @ query, strict=True)), abs=1e-6)
+    assert dict(in_sql) == pytest.approx(dict(zip(texts, vectors @ query, strict=True)), abs=1e-4)
 
 
 def test_a_second_process_is_told_who_has_the_file(store, tmp_path):

@@ -37,7 +37,8 @@ async def health(call: Call) -> Health:
     """Tell whether the server is ready, and the state of each service."""
     states = call.services.states()
     return Health(
-        ready=all(state.state != "failed" and state.state != "starting" for state in states),
+        # A model that is being loaded takes requests: they wait for it.
+        ready=call.services.built and all(state.state != "failed" for state in states),
         version=__version__,
         services=states,
     )

@@ -23,7 +23,7 @@ from uait_server_ext.inference.prompt import ChatPrompt
 from .base import Emit, Generation, Loaded, Outcome, check_context
 
 FORM = "llamacpp-1"  # raise the number when the conversion changes
-PROMPT_CHUNK = 128  # tokens between two chances to cancel while the prompt is read
+PROMPT_CHUNK = 64  # tokens between two chances to cancel while the prompt is read
 QUIET = -1
 
 
