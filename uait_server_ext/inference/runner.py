@@ -56,12 +56,12 @@ class ModelRunner:
             return "loading"
         if self._worker is not None and self._worker.alive:
             return "loaded"
-        return "failed" if self._failures else "stopped"
+        return "failed" if self._reason else "stopped"
 
     @property
     def reason(self) -> str:
         """Why it failed to load, if it did."""
-        return self._reason if self._failures else ""
+        return self._reason
 
     @property
     def pid(self) -> int | None:
@@ -149,6 +149,7 @@ class ModelRunner:
         began = time.monotonic()
         try:
             await self._prepare()
+            self._failures += 1  # until it is loaded; what is merely missing may come any moment
             self._worker, self.ready = await WorkerProcess.start(
                 self.entry.id,
                 load,
@@ -157,11 +158,10 @@ class ModelRunner:
                 log=self._log,
             )
         except UaitError as error:
-            self._failures += 1
             self._failed_at = time.monotonic()
             self._reason = error.detail
             raise
-        self._failures = 0
+        self._failures, self._reason = 0, ""
         self._log.info(
             "loaded %s on %s in %.1f s", self.entry.id, self.backend, time.monotonic() - began
         )

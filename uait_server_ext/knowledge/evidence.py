@@ -64,14 +64,19 @@ class Sentence:
 def weigh(question: str, found: Sequence[Hit], index: FullText) -> Evidence:
     """Return those hits that are strong enough to answer from."""
     subject = subject_of(question, index)
-    strong = []
-    for hit in found:
-        similarity = hit.dense_score or 0.0
-        terms = set(index.terms(f"{hit.title} {hit.place.label} {hit.text}"))
-        strength = subject.coverage(terms) * similarity
-        if strength >= MIN_STRENGTH and similarity >= MIN_SIMILARITY:
-            strong.append(hit)
+    strong = [
+        hit
+        for hit in found
+        if (hit.dense_score or 0.0) >= MIN_SIMILARITY
+        and strength(subject, hit, index) >= MIN_STRENGTH
+    ]
     return Evidence(subject, strong)
+
+
+def strength(subject: Subject, hit: Hit, index: FullText) -> float:
+    """Return how strongly a hit bears on the subject of a question, in [0, 1]."""
+    terms = set(index.terms(f"{hit.title} {hit.place.label} {hit.text}"))
+    return subject.coverage(terms) * max(hit.dense_score or 0.0, 0.0)
 
 
 def sentences(evidence: Evidence, index: FullText) -> list[Sentence]:

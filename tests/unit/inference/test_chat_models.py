@@ -169,5 +169,5 @@ def test_nothing_of_the_worker_can_be_connected_to(real: RealModels, model: str)
     real.ask("warm", model, max_tokens=1)
     worker = real.worker()
     assert not [c for c in worker.net_connections("inet") if c.status == "LISTEN"]
-    paths = [c.laddr for c in worker.net_connections("unix") if c.laddr]
+    paths = [str(c.laddr) for c in worker.net_connections("unix") if c.laddr]
     assert not [path for path in paths if Path(path).exists()]

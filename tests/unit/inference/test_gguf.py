@@ -165,7 +165,8 @@ def unpacked(weights: dict[str, Array], module: str, bits: int) -> Array:
     scale, bias = (
         weights[f"{module}.{x}"][..., None].astype(np.float32) for x in ("scales", "biases")
     )
-    return (codes * scale + bias).reshape(words.shape[0], -1)
+    rows: Array = (codes * scale + bias).reshape(words.shape[0], -1)
+    return rows
 
 
 def test_mlx_weights_are_the_same_numbers(source: Path, target: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
+from tests.unit.inference.conftest import LOG
 from tests.unit.inference.packages import hide
 from uait_server_ext.errors import DependencyMissing, ModelUnavailable
-from uait_server_ext.inference import hub
+from uait_server_ext.inference import hub, machine
+from uait_server_ext.inference.backends.mlx import FORM
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import Catalogue, CatalogueEntry
+from uait_server_ext.inference.gguf_convert import to_mlx
+from uait_server_ext.inference.models import ChatRequest, Message
+from uait_server_ext.inference.service import Inference
 
 
 @pytest.fixture
@@ -95,3 +101,42 @@ def test_without_the_hub_client_the_error_names_the_extra(
     hide(monkeypatch, "huggingface_hub")
     with pytest.raises(DependencyMissing, match="linux-cpu"):
         cache.pull(entry)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_downloaded_model_answers_without_a_network(
+    hub_cache: Path, model_cache: Path, cache: ModelCache
+) -> None:
+    if not machine.has_module("mlx_lm"):
+        pytest.skip("MLX is not installed here")
+    embedded = Catalogue.load().get("smollm2-135m-instruct")
+    converted = ModelCache(model_cache).derived(embedded, FORM, to_mlx)
+    folder = downloaded("someone/smol", {})
+    for path in converted.iterdir():
+        (folder / path.name).symlink_to(path)
+    entry = CatalogueEntry(
+        id="smol",
+        kind="chat",
+        format="mlx",
+        description="From the hub.",
+        licence="Apache-2.0",
+        memory_bytes=1,
+        context_tokens=512,
+        hub="someone/smol",
+    )
+    catalogue = Catalogue([*Catalogue.load().entries, entry])
+
+    async def main() -> str:
+        inference = Inference(cache=cache, catalogue=catalogue, log=LOG)
+        request = ChatRequest(
+            messages=[Message(role="user", content="What is the capital of France?")],
+            model="smol",
+            max_tokens=16,
+        )
+        try:
+            return "".join([e.text async for e in inference.chat(request) if e.type == "delta"])
+        finally:
+            await inference.stop()
+
+    assert "Paris" in asyncio.run(main())

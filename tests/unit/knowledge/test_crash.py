@@ -18,11 +18,14 @@ from uait_server_ext.knowledge.models import SearchRequest
 FILES = 60
 
 
+def text_of(number: int) -> str:
+    return f"# Note {number}\n\nThe word of this note is word{number}."
+
+
 @pytest.fixture
 def many_documents(documents: Path) -> Path:
     for number in range(FILES):
-        text = f"# Note {number}\n\nThe word of this note is word{number}."
-        (documents / f"{number:03}.md").write_text(text)
+        (documents / f"{number:03}.md").write_text(text_of(number))
     return documents
 
 
@@ -58,8 +61,7 @@ async def check(base, reported: dict[str, str]) -> set[str]:
     assert not pending & there
     for path in sorted(there)[::7]:
         for mode in ("text", "dense"):
-            query = f"word{int(Path(path).stem)}"
-            request = SearchRequest(query=query, mode=mode, k=1)
+            request = SearchRequest(query=text_of(int(Path(path).stem)), mode=mode, k=1)
             assert (await base.search("default", request)).hits[0].path == path
     return pending
 

@@ -51,7 +51,8 @@ class LlamaCppChat:
                 "top_k": 0,
                 "min_p": 0.0,
                 "seed": request.seed if request.seed is not None else secrets.randbits(31),
-                "cache_prompt": True,
+                # a prompt half read before has other rounding: a seed must repeat exactly
+                "cache_prompt": request.seed is None,
                 "stream": True,
                 "return_progress": True,
                 "stream_options": {"include_usage": True},

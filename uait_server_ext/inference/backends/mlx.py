@@ -62,6 +62,7 @@ class MlxChat:
         check_context(self._entry, self.loaded.context_tokens, len(prompt), request.max_tokens)
         if request.seed is not None:
             mx.random.seed(request.seed)
+            self._kept.drop()  # a prompt half read before has other rounding
         outcome = Outcome("cancelled", len(prompt), 0)
         attention, rest = self._kept.begin(prompt)
 
