@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 ROOT := $(notdir $(filter 0,$(shell id -u)))
 # Jupyter does not start as root unless told to; in a container root is often the only user.
 LAB_ARGS ?= $(if $(ROOT),--allow-root)
-EXTRAS := $(if $(filter Linux,$(shell uname -s)),linux-cpu$(comma))
 comma := ,
+EXTRAS := $(if $(filter Linux,$(shell uname -s)),linux-cpu$(comma))
 FRONT := $(shell find labextension/src labextension/style labextension/schema -type f 2>/dev/null) \
 	labextension/package.json labextension/yarn.lock labextension/hatch_build.py
 PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
@@ -32,7 +32,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.setup: $(BIN)/python pyproject.toml $(FRONT)
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS:$(comma)=)]'
 	@touch $@
 
 $(VENV)/.models: $(VENV)/.setup

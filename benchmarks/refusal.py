@@ -33,6 +33,7 @@ from uait_server_ext.knowledge.collection import Collection
 from uait_server_ext.knowledge.models import Hit
 from uait_server_ext.knowledge.retrieve import hits, rank
 from uait_server_ext.knowledge.service import KnowledgeBase
+from uait_server_ext.knowledge.words import subject_of
 from uait_server_ext.paths import default_model_cache
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ def strongest(
     collection: Collection, question: Question, found: Sequence[Hit]
 ) -> tuple[float, float]:
     """Return the greatest (strength, similarity) that passages have for a question."""
-    subject = evidence.subject_of(question.text, collection.text)
+    subject = subject_of(question.text, collection.text)
     return max(
         (evidence.strength(subject, hit, collection.text), hit.dense_score or 0.0) for hit in found
     )

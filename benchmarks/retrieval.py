@@ -27,8 +27,8 @@ from uait_server_ext.workflows.server import own_server
 MODES = ("text", "dense", "hybrid")
 FLOOR = 0.71
 PASSAGES = 100
-QUICK_QUERIES = 40
-QUICK_DOCUMENTS = 200
+QUICK_QUERIES = 30
+QUICK_DOCUMENTS = 120
 COLLECTION = "benchmark"
 
 Relevance = Mapping[str, Mapping[str, int]]
@@ -178,9 +178,8 @@ def recall(ranked: Sequence[str], relevant: Mapping[str, int]) -> float:
 def report(name: str, task: Task, scores: Mapping[str, Scores]) -> None:
     """Print the table."""
     print(f"{name}: {len(task.documents)} documents, {len(task.queries)} queries")
-    print(
-        f"{'mode':8} {'nDCG@10':>8} {'recall@10':>10} {'recall@100':>11} {'p50 ms':>8} {'p95 ms':>8}"
-    )
+    columns = ("nDCG@10", "recall@10", "recall@100", "p50 ms", "p95 ms")
+    print(f"{'mode':8}" + "".join(f"{column:>12}" for column in columns))
     for mode, found in scores.items():
         cuts = quantiles(found.milliseconds, n=20)
         print(

@@ -7,6 +7,7 @@ The order, first match wins; an explicit `connect(url, token)` comes before all 
 3. JupyterHub's variables (`JUPYTERHUB_SERVICE_URL`, `JUPYTERHUB_API_TOKEN`)
 4. the newest Jupyter server on this machine that answers as UAIT
 
+`UAIT_TOKEN` without `UAIT_URL` is not used: it would go to a server it may not be meant for.
 No server is started here, and no token is ever printed: it stays inside `Token`.
 """
 

@@ -259,6 +259,8 @@ describe('the catalogue', () => {
       screen.getByRole('option', { name: 'far (not downloaded yet)' })
     ).toHaveProperty('disabled', false);
     expect(screen.getByRole('option', { name: 'Automatic (tiny)' })).toBeTruthy();
+    expect(screen.queryByText('Slow without Metal.')).toBeNull();
+    fireEvent.change(screen.getByLabelText('Model'), { target: { value: 'tiny' } });
     expect(screen.getByText('Slow without Metal.')).toBeTruthy();
   });
 

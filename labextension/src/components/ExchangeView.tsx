@@ -1,5 +1,5 @@
 /** One question with its answer: evidence first, then the model's words, sources and figures. */
-import { addBelowIcon, copyIcon } from '@jupyterlab/ui-components';
+import { addBelowIcon, checkIcon, copyIcon } from '@jupyterlab/ui-components';
 import type { TranslationBundle } from '@jupyterlab/translation';
 import React, { memo, useState } from 'react';
 import { describeProblem } from '../api/problem';
@@ -116,22 +116,23 @@ function AnswerBody({ exchange }: { readonly exchange: IExchange }): React.JSX.E
 function Actions({ exchange }: { readonly exchange: IExchange }): React.JSX.Element {
   const { trans, canInsert, insert, copy } = usePanel();
   const insertable = useStore(canInsert);
-  const [said, setSaid] = useState('');
+  const [done, setDone] = useState<'copied' | 'inserted' | null>(null);
+  const spoken = { copied: trans.__('Copied'), inserted: trans.__('Inserted') };
   return (
     <span className="jp-uait-Actions">
-      <span className="jp-uait-hint" role="status">
-        {said}
+      <span className="jp-uait-spoken" role="status">
+        {done && spoken[done]}
       </span>
       <IconButton
-        icon={copyIcon}
+        icon={done === 'copied' ? checkIcon : copyIcon}
         label={trans.__('Copy')}
         onClick={() => {
           copy(answerText(exchange, trans));
-          setSaid(trans.__('Copied'));
+          setDone('copied');
         }}
       />
       <IconButton
-        icon={addBelowIcon}
+        icon={done === 'inserted' ? checkIcon : addBelowIcon}
         label={
           insertable
             ? trans.__('Insert as cell')
@@ -140,7 +141,7 @@ function Actions({ exchange }: { readonly exchange: IExchange }): React.JSX.Elem
         disabled={!insertable}
         onClick={() => {
           insert(answerCell(exchange, trans));
-          setSaid(trans.__('Inserted'));
+          setDone('inserted');
         }}
       />
     </span>

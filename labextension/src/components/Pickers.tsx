@@ -43,6 +43,7 @@ export function Pickers({
       <HTMLSelect
         id={modelId}
         value={state.model}
+        title={model?.note ?? model?.description}
         onChange={event => catalogue.chooseModel(event.target.value)}
       >
         <option value={AUTO_MODEL}>{autoLabel(state.models, trans)}</option>
@@ -58,7 +59,9 @@ export function Pickers({
         ))}
       </HTMLSelect>
       {chosen && <CollectionLine collection={chosen} onResume={onResume} />}
-      {model?.note && <p className="jp-uait-Pickers-note">{model.note}</p>}
+      {state.model !== AUTO_MODEL && model?.note && (
+        <p className="jp-uait-Pickers-note">{model.note}</p>
+      )}
     </div>
   );
 }

@@ -195,22 +195,21 @@ function History(props: {
   const { trans } = usePanel();
   const { exchanges, loading, onRetry } = props;
   const log = useRef<HTMLDivElement>(null);
-  const atEnd = useRef(true);
+  const following = useRef(true);
   const count = exchanges.length;
 
-  // Follow the text as it comes, unless the reader has scrolled up; a new question is shown.
   useLayoutEffect(() => {
-    atEnd.current = true;
+    following.current = true;
   }, [count]);
   useLayoutEffect(() => {
-    if (log.current && atEnd.current) {
-      log.current.scrollTop = log.current.scrollHeight;
+    if (log.current && following.current) {
+      log.current.scrollTop = readingPosition(log.current);
     }
   }, [exchanges]);
   const onScroll = () => {
     const node = log.current;
     if (node) {
-      atEnd.current = node.scrollHeight - node.scrollTop - node.clientHeight < 24;
+      following.current = Math.abs(node.scrollTop - readingPosition(node)) < 24;
     }
   };
   return (
@@ -231,4 +230,11 @@ function History(props: {
       ))}
     </div>
   );
+}
+
+/** Follow the text as it comes, but keep the newest question and its evidence in sight. */
+function readingPosition(log: HTMLElement): number {
+  const end = log.scrollHeight - log.clientHeight;
+  const newest = log.lastElementChild as HTMLElement | null;
+  return newest ? Math.min(end, newest.offsetTop) : end;
 }
