@@ -39,9 +39,9 @@ $(VENV)/.models: $(VENV)/.setup
 	$(BIN)/uait models pull
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.setup
+$(VENV)/.dev: $(BIN)/python pyproject.toml $(FRONT)
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)dev]'
-	@touch $@
+	@touch $(VENV)/.setup $@
 
 # Node.js of the system where it is new enough, else of a registry package.
 $(VENV)/.node: $(VENV)/.dev

@@ -31,9 +31,7 @@ PROBLEM_JSON = "application/problem+json"
 class OperationHandler(ExtensionHandlerMixin, APIHandler):
     """Run the operation declared for the request's method on this path."""
 
-    def initialize(
-        self, name: str, operations: dict[str, Operation], services: Services
-    ) -> None:
+    def initialize(self, name: str, operations: dict[str, Operation], services: Services) -> None:
         super().initialize(name)
         self.operations = operations
         self.services = services

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -139,26 +139,9 @@ class Ingest:
         await self._settle(batch.unchanged, batch.failed)
         if not batch.read:
             return
-        indexed = [
-            [indexed_text(reading.title, passage) for passage in reading.passages or ()]
-            for _, reading, _ in batch.read
-        ]
-        vectors = await self._embed([text for texts in indexed for text in texts])
-        documents = []
-        start = 0
-        for (file, reading, _), texts in zip(batch.read, indexed, strict=True):
-            documents.append(
-                NewDocument(
-                    file=file,
-                    sha256=reading.sha256,
-                    title=reading.title,
-                    media_type=reading.media_type,
-                    passages=reading.passages or (),
-                    indexed=texts,
-                    vectors=vectors[start : start + len(texts)],
-                )
-            )
-            start += len(texts)
+        texts = await in_thread(_texts, batch)
+        vectors = await self._embed(texts)
+        documents = await in_thread(_documents, batch, vectors)
         was_there = await in_thread(self._store.write, documents, self._now())
         for (file, _, began), document, earlier in zip(
             batch.read, documents, was_there, strict=True
@@ -172,18 +155,16 @@ class Ingest:
                 )
             )
 
-    async def _embed(self, texts: Sequence[str]) -> Vectors:
-        """Return a vector for each text; texts that the collection holds already cost nothing."""
-        digests = [digest_of(text) for text in texts]
-        vectors = await in_thread(self._store.vectors_by_digest, digests)
-        missing = {d: text for d, text in zip(digests, texts, strict=True) if d not in vectors}
-        keys = list(missing)
-        for start in range(0, len(keys), EMBED_AT_ONCE):
-            part = keys[start : start + EMBED_AT_ONCE]
-            fresh = await self._embedder.embed([missing[key] for key in part], purpose="ingest")
+    async def _embed(self, texts: Mapping[str, str]) -> dict[str, Vectors]:
+        """Return vectors by digest; texts that the collection holds already cost nothing."""
+        vectors = await in_thread(self._store.vectors_by_digest, list(texts))
+        missing = [digest for digest in texts if digest not in vectors]
+        for start in range(0, len(missing), EMBED_AT_ONCE):
+            part = missing[start : start + EMBED_AT_ONCE]
+            fresh = await self._embedder.embed([texts[d] for d in part], purpose="ingest")
             vectors.update(zip(part, fresh, strict=True))
             self._done.embedded += len(part)
-        return np.stack([vectors[digest] for digest in digests])
+        return vectors
 
     async def _settle(self, unchanged: Sequence[SourceFile], failed: dict[SourceFile, str]) -> None:
         if not unchanged and not failed:
@@ -260,6 +241,36 @@ async def _batches(receive: MemoryObjectReceiveStream[_Read]) -> AsyncIterator[_
                 except anyio.EndOfStream:
                     break
         yield batch
+
+
+def _texts(batch: _Batch) -> dict[str, str]:
+    """Return the texts to embed by their digest."""
+    texts = (
+        indexed_text(reading.title, passage)
+        for _, reading, _ in batch.read
+        for passage in reading.passages or ()
+    )
+    return {digest_of(text): text for text in texts}
+
+
+def _documents(batch: _Batch, vectors: Mapping[str, Vectors]) -> list[NewDocument]:
+    """Put together what is written of each file."""
+    documents = []
+    for file, reading, _ in batch.read:
+        passages = reading.passages or []
+        indexed = [indexed_text(reading.title, passage) for passage in passages]
+        documents.append(
+            NewDocument(
+                file=file,
+                sha256=reading.sha256,
+                title=reading.title,
+                media_type=reading.media_type,
+                passages=passages,
+                indexed=indexed,
+                vectors=np.stack([vectors[digest_of(text)] for text in indexed]),
+            )
+        )
+    return documents
 
 
 def indexed_text(title: str, passage: Passage) -> str:

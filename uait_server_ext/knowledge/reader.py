@@ -51,10 +51,9 @@ class Reader:
         try:
             process = await self._running()
             with anyio.fail_after(self._seconds_each):
-                answer = await anyio.to_thread.run_sync(
+                reading = await anyio.to_thread.run_sync(
                     _exchange, process, request, abandon_on_cancel=True
                 )
-            reading = _reading(answer)
         except TimeoutError:
             raise UnsupportedDocument(
                 f"Reading the file took longer than {self._seconds_each:.0f} s, so it was given "
@@ -95,14 +94,14 @@ def _start() -> subprocess.Popen[bytes]:
     )
 
 
-def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> dict[str, Any]:
+def _exchange(process: subprocess.Popen[bytes], request: dict[str, Any]) -> Reading | str:
     assert process.stdin
     assert process.stdout
     send(process.stdin, request)
     answer = receive(process.stdout)
     if answer is None:
         raise EOFError
-    return answer
+    return _reading(answer)
 
 
 def _reading(answer: dict[str, Any]) -> Reading | str:

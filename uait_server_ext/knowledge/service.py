@@ -247,8 +247,11 @@ class KnowledgeBase:
         collection = await self._collection(name)
         self._check_model(collection)
         async with aclosing(self._answerer.answer(collection, request)) as events:
-            async for event in events:
-                yield event
+            try:
+                async for event in events:
+                    yield event
+            except duckdb.ConnectionException:
+                raise self._unknown(name) from None  # deleted in the middle
 
     async def _search(self, name: str, query: str, k: int, mode: SearchMode) -> list[Hit]:
         collection = await self._collection(name)
@@ -263,7 +266,7 @@ class KnowledgeBase:
         try:
             return await in_thread(find)
         except duckdb.ConnectionException:
-            raise self._unknown(name) from None  # deleted while it was searched
+            raise self._unknown(name) from None  # deleted in the middle
 
     async def _plan(self, name: str, source: Path | None) -> tuple[Collection, Plan]:
         """Plan before the collection is created, so that a refused ingest leaves nothing."""
