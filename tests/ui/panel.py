@@ -81,6 +81,17 @@ class AskPanel:
             "s in all", timeout=ANSWER_MS
         )
 
+    def pose(self) -> None:
+        """Make the panel wide enough for a picture and show it from the newest question on."""
+        box = self.root.bounding_box()
+        assert box
+        edge, middle = box["x"] + box["width"] + 1, box["y"] + box["height"] / 2
+        self.page.mouse.move(edge, middle)
+        self.page.mouse.down()
+        self.page.mouse.move(edge + 140, middle, steps=4)
+        self.page.mouse.up()
+        self.answer.evaluate("node => node.parentElement.scrollTo(0, node.offsetTop)")
+
     def button(self, name: str) -> Locator:
         """Return a button by its label."""
         return self.root.get_by_role("button", name=name, exact=True)

@@ -166,6 +166,7 @@ def test_an_answer_becomes_a_cell_that_says_who_wrote_it(page: Page, lab_server:
     expect(cell).to_contain_text("triple double quotes")
     expect(cell.locator("ol > li").first).to_contain_text("documents/pep-0257.rst")
     dismiss_news(page)
+    panel.pose()
     page.screenshot(path=screenshots() / "panel-light.png")
     cell.click()
     with page.expect_response(lambda got: got.request.method == "PUT" and address in got.url):
@@ -190,6 +191,7 @@ def test_the_panel_follows_the_dark_theme(panel: AskPanel) -> None:
     background = panel.root.evaluate("node => getComputedStyle(node).backgroundColor")
     assert background == "rgb(33, 33, 33)"
     dismiss_news(page)
+    panel.pose()
     page.screenshot(path=screenshots() / "panel-dark.png")
 
 

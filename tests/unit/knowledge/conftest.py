@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Ingested:
         return self.events[-1]
 
 
-Ingesting = Callable[..., Awaitable[Ingested]]
+Ingesting = Callable[..., Coroutine[None, None, Ingested]]
 
 
 @pytest.fixture

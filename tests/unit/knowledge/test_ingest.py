@@ -14,7 +14,7 @@ from tests.unit.knowledge.conftest import Ingested, Ingesting, OpenBase
 from tests.unit.knowledge.fakes import HashEmbedder
 from tests.unit.knowledge.pdfs import pdf
 from uait_server_ext.errors import Conflict, InvalidInput, NotFound, PermissionDenied
-from uait_server_ext.knowledge.models import FileReport, SearchRequest
+from uait_server_ext.knowledge.models import FileReport, IngestStarted, SearchRequest
 
 
 def long_text(subject: str, paragraphs: int = 5) -> str:
@@ -51,6 +51,7 @@ async def test_a_folder_of_every_kind(
             ],
             "added",
         )  # fmt: skip
+        assert isinstance(result.events[0], IngestStarted)
         assert (result.events[0].files, result.done.added, result.done.chunks) == (8, 8, 8)
         assert (await found(base, "snow rocks"))[0].endswith("snow man.md")
         listed = await base.documents("default")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_each_committed_document_grows_the_generation(store):
 
 def test_a_failed_transaction_leaves_nothing(store):
     broken = document("a.md", ["one", "two"])
-    broken = NewDocument(**{**_fields(broken), "vectors": np.zeros((2, 3), dtype=np.float32)})
+    broken = replace(broken, vectors=np.zeros((2, 3), dtype=np.float32))
     with pytest.raises(duckdb.Error):
         store.write([document("b.md", ["kept out too"]), broken], "now")
     assert store.counts() == (0, 0, 0)
@@ -220,10 +221,5 @@ def test_an_older_file_is_brought_up_to_date(tmp_path, monkeypatch):
         store.close()
 
 
-def _fields(document: NewDocument) -> dict[str, object]:
-    return {name: getattr(document, name) for name in document.__slots__}
-
-
 def _at(document: NewDocument, path: str) -> NewDocument:
-    fields = _fields(document)
-    return NewDocument(**{**fields, "file": SourceFile(path, path, 1, 1)})
+    return replace(document, file=SourceFile(path, path, 1, 1))
