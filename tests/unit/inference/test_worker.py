@@ -332,6 +332,35 @@ def test_a_load_that_fails_says_why_and_is_not_tried_at_once_again(
     run(echo_inference, test)
 
 
+def test_a_load_that_fails_when_nobody_waits_any_more_is_still_told(
+    echo_inference: BuildEcho, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(inference: Inference) -> None:
+        monkeypatch.setitem(
+            sys.modules["uait_server_ext.inference.service"].BACKENDS, "echo", ("no-backend",)
+        )
+        task = asyncio.create_task(answer(inference, asked("x")))
+        await started()
+        task.cancel()
+        async with asyncio.timeout(20):
+            while inference.state()[0].state != "failed":  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        with pytest.raises(ModelUnavailable, match="no-backend"):
+            await answer(inference, asked("x"))
+
+    run(echo_inference, test)
+
+
+def test_any_text_passes_through_the_frames(echo_inference: BuildEcho) -> None:
+    async def test(inference: Inference) -> None:
+        for text in ("\ud800", "\0", "\u2028", "\U0001f600", '"\\'):
+            message = Message.model_construct(role="user", content=text)
+            request = asked("x").model_copy(update={"messages": [message]})
+            assert (await answer(inference, request)).text == text
+
+    run(echo_inference, test)
+
+
 def test_a_worker_that_dies_while_loading_says_how(
     cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
