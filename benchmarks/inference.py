@@ -1,4 +1,4 @@
-"""Measure the embedded chat model beside the bare engines, and the embedding model.
+"""Measure the embedded chat model beside the bare llama.cpp, and the embedding model.
 
     python benchmarks/inference.py [--quick] [--check]
 
@@ -58,18 +58,6 @@ for line in sys.stdin:
                                "stream": True}, hear)
     print(json.dumps(times), flush=True)
 """
-MLX = """
-import json, sys, time
-from mlx_lm import load, stream_generate
-model, tokenizer = load(sys.argv[1])
-for line in sys.stdin:
-    tokens, count = json.loads(line)
-    began = time.monotonic()
-    times = [time.monotonic() - began for _ in stream_generate(model, tokenizer, tokens,
-                                                               max_tokens=count)]
-    print(json.dumps(times), flush=True)
-"""
-
 Ask = Callable[[list[Message], int], "Figures"]
 
 
@@ -126,7 +114,10 @@ def asker(runner: asyncio.Runner, inference: Inference, model: str) -> Ask:
 
 
 def peers(stack: ExitStack, cache: ModelCache) -> dict[str, Ask]:
-    """Start the bare engines that are installed here."""
+    """Start the bare engine, where it is installed, on our weights and on the file as it came.
+
+    MLX without our BLAS is no peer: it takes over a minute for such a prompt.
+    """
     entry = Catalogue.load().get(MODEL)
     half = cache.derived(entry, FORM, to_half)
     prompt = ChatPrompt(half)
@@ -136,10 +127,6 @@ def peers(stack: ExitStack, cache: ModelCache) -> dict[str, Ask]:
         for name, path in (("same weights", half / HALF_FILE), ("4-bit file", _gguf(cache))):
             process = stack.enter_context(child(LLAMACPP, str(path), threads))
             asks[f"llama.cpp alone, {name}"] = peer(process, prompt)
-    converted = sorted((cache.root / MODEL).glob("mlx-*/config.json"))
-    if machine.has_module("mlx_lm") and converted:
-        process = stack.enter_context(child(MLX, str(converted[-1].parent)))
-        asks["mlx-lm alone, 4-bit"] = peer(process, prompt)
     return asks
 
 

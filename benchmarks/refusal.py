@@ -195,7 +195,7 @@ async def shows_support(
     candidates = evidence.sentences(weighed, collection.text)
     if not candidates:
         return False
-    vectors = await embedder.embed([c.text for c in candidates], purpose="query")
+    vectors = await embedder.embed([c.in_context for c in candidates], purpose="query")
     place = evidence.cite(1, evidence.support(candidates, vectors, vector)[0]).place
     return any(
         2 * (min(place.end, end) - max(place.start, start))

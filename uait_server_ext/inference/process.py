@@ -28,7 +28,7 @@ MODULE = "uait_server_ext.inference.worker"
 LOAD_SECONDS = 600.0
 CANCEL_SECONDS = 2.0
 STOP_SECONDS = 1.0
-KEPT_LINES = 20
+KEPT_LINES = 50
 READ_BYTES = 1 << 16
 
 ALLOWED = frozenset(
@@ -129,11 +129,6 @@ class WorkerProcess:
     def alive(self) -> bool:
         """Whether requests can be sent."""
         return self._process.returncode is None and not self._stopping
-
-    @property
-    def pid(self) -> int:
-        """The operating system's number of the process."""
-        return self._process.pid
 
     def submit(self, message: dict[str, Any]) -> Request:
         """Send a request; its frames are read from what is returned."""
@@ -236,8 +231,9 @@ class WorkerProcess:
         code = await self._process.wait()
         await asyncio.wait([self._errors], timeout=STOP_SECONDS)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        said = f" It said last: {self._lines[-1]}" if self._lines else ""
-        return f"{how}.{said}"
+        lines = [line for line in self._lines if line.startswith("Fatal Python error")]
+        said = [*self._lines, *lines][-1:]  # after a fatal error come stacks, which help nobody
+        return f"{how}.{f' It said last: {said[0]}' if said else ''}"
 
 
 def worker_environment(*, threads: int) -> dict[str, str]:

@@ -39,7 +39,7 @@ class Frame(NamedTuple):
 
 def encode(message: dict[str, Any], body: bytes = b"") -> bytes:
     """Return the bytes of one frame."""
-    text = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json.dumps(message, separators=(",", ":")).encode("ascii")
     return LENGTHS.pack(len(text), len(body)) + text + body
 
 

@@ -63,11 +63,6 @@ class ModelRunner:
         """Why it failed to load, if it did."""
         return self._reason
 
-    @property
-    def pid(self) -> int | None:
-        """The worker's process number, while there is one."""
-        return self._worker.pid if self._worker is not None and self._worker.alive else None
-
     async def stream(
         self, message: dict[str, Any], *, priority: int = 0, bounded: bool = True
     ) -> AsyncGenerator[Frame, None]:
@@ -122,6 +117,7 @@ class ModelRunner:
         if self._loading is None or self._loading.done():
             self._back_off()
             self._loading = asyncio.create_task(self._load())
+            self._loading.add_done_callback(_look_at)
         try:
             return await asyncio.shield(self._loading)
         except asyncio.CancelledError:
@@ -170,3 +166,9 @@ class ModelRunner:
 
 def _stopping() -> ModelUnavailable:
     return ModelUnavailable("The model service is stopping. Ask again when it has started.")
+
+
+def _look_at(loading: asyncio.Task[WorkerProcess]) -> None:
+    """Take a failure as seen: everybody who waited for it may have left, and it is kept anyway."""
+    if not loading.cancelled():
+        loading.exception()

@@ -108,13 +108,8 @@ class Inference:
 
     async def models(self) -> list[ModelInfo]:
         """Return every model of the catalogue and how it stands here."""
-        entries = self._catalogue.entries
-        here = await asyncio.to_thread(lambda: [self._cache.has(entry) for entry in entries])
-        defaults = {self._chosen(DEFAULT_MODEL)[0].id, self._embedding.id}
-        return [
-            self._info(entry, here=has, default=entry.id in defaults)
-            for entry, has in zip(entries, here, strict=True)
-        ]
+        # in a thread, because it looks at files: those of models and of installed modules
+        return await asyncio.to_thread(lambda: [self._info(x) for x in self._catalogue.entries])
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Stream a completion: ``TextDelta`` as text comes, ``ChatDone`` last.
@@ -233,12 +228,12 @@ class Inference:
 
         await asyncio.to_thread(self._cache.pull, entry, tell)
 
-    def _info(self, entry: CatalogueEntry, *, here: bool, default: bool) -> ModelInfo:
+    def _info(self, entry: CatalogueEntry) -> ModelInfo:
         backend = self._backend_for(entry)
         missing = _missing(backend) or _too_large(entry)
         runners = [runner for (name, _), runner in self._runners.items() if name == entry.id]
         states = {STATES[runner.state] for runner in runners if runner.state in STATES}
-        known: ModelState = "pulled" if here else "not-pulled"
+        known: ModelState = "pulled" if self._cache.has(entry) else "not-pulled"
         state = next((s for s in ("loaded", "loading", "failed") if s in states), known)
         return ModelInfo(
             id=entry.id,
@@ -252,7 +247,7 @@ class Inference:
             dimension=entry.dimension,
             state=state,
             backend=None if missing else backend,
-            default=default,
+            default=entry.id in (self._chosen(DEFAULT_MODEL)[0].id, self._embedding.id),
             note=missing or self._note(entry, backend, runners),
         )
 

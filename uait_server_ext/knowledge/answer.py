@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,6 +35,7 @@ from uait_server_ext.knowledge.models import (
     AskRequest,
     EvidenceEvent,
 )
+from uait_server_ext.knowledge.phrasing import STOP, judge, prompt_for
 from uait_server_ext.knowledge.reading.tokens import count_tokens
 from uait_server_ext.knowledge.retrieve import hits, rank
 
@@ -45,17 +45,8 @@ if TYPE_CHECKING:
 # Passages that are weighed; the model gets those of them that are strong, up to the request's k.
 WEIGHED = 5
 MAX_QUESTION_TOKENS = 500
-# Of passages in the prompt, so that question and instruction included it stays below 900.
-PROMPT_TOKENS = 650
 # A model that cannot be used says so at once; the evidence waits no longer for that.
 REFUSAL_SECONDS = 0.02
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-
-PROMPT = """Answer the question in one or two sentences. Use only these passages.
-
-{passages}
-
-Question: {question}"""
 
 
 @dataclass(slots=True)
@@ -105,14 +96,13 @@ class Answerer:
         if not citations or not request.phrase:
             yield shown
         else:
-            prompt = _prompt(request.question, best)
+            prompt = prompt_for(request.question, best)
             async with _begun(self._phrase(request, prompt, phrasing)) as pieces:
                 yield shown
                 async for piece in pieces:
                     if phrasing.first_token_seconds is None:
                         phrasing.first_token_seconds = time.monotonic() - began
                     yield AnswerDelta(text=piece)
-            _check_numbers(phrasing, prompt)
         yield AnswerDone(
             answer=Answer(
                 question=request.question,
@@ -137,7 +127,7 @@ class Answerer:
         if evidence.declined:
             return []
         candidates = await in_thread(sentences, evidence, collection.text)
-        vectors = await self._embedder.embed([c.text for c in candidates], purpose="query")
+        vectors = await self._embedder.embed([c.in_context for c in candidates], purpose="query")
         return support(candidates, vectors, question)
 
     async def _phrase(
@@ -148,6 +138,7 @@ class Answerer:
             messages=[Message(role="user", content=prompt)],
             model=request.model,
             max_tokens=request.max_tokens,
+            stop=list(STOP),
         )
         try:
             async with _closing(self._chat.chat(chat)) as events:
@@ -155,7 +146,9 @@ class Answerer:
                     if isinstance(event, TextDelta):
                         yield event.text
                     else:
-                        phrasing.text = event.text.strip() or None
+                        phrasing.text, phrasing.note = judge(
+                            event.text, event.finish_reason, prompt
+                        )
                         phrasing.model, phrasing.backend = event.model, event.backend
                         phrasing.usage = event.usage
         except WorkerDied:
@@ -203,19 +196,6 @@ def _find(collection: Collection, request: AskRequest, vector: Vectors) -> Evide
     return weigh(request.question, hits(collection, ranking), collection.text)
 
 
-def _prompt(question: str, cited: Sequence[Sentence]) -> str:
-    """Put the cited passages before the question, as many as there is room for."""
-    room = PROMPT_TOKENS
-    passages: list[str] = []
-    for sentence in cited:
-        passage = f"{sentence.hit.title}\n{sentence.hit.text}"
-        room -= count_tokens(passage)
-        if passages and room < 0:
-            break
-        passages.append(passage)
-    return PROMPT.format(passages="\n\n".join(passages), question=question)
-
-
 @asynccontextmanager
 async def _closing(events: AsyncIterator[ChatEvent]) -> AsyncIterator[AsyncIterator[ChatEvent]]:
     """Close a model's stream at the end: that cancels what it is still writing."""
@@ -224,23 +204,6 @@ async def _closing(events: AsyncIterator[ChatEvent]) -> AsyncIterator[AsyncItera
     finally:
         if isinstance(events, AsyncGenerator):
             await events.aclose()
-
-
-def _check_numbers(phrasing: _Phrasing, prompt: str) -> None:
-    """Drop a phrasing with a number that is in no passage: small models make them up."""
-    if phrasing.text is None:
-        return
-    made_up = [number for number in _numbers(phrasing.text) if number not in _numbers(prompt)]
-    if made_up:
-        phrasing.text = None
-        phrasing.note = (
-            f"The model's wording is left out: it says {', '.join(made_up)}, which no cited "
-            "passage does."
-        )
-
-
-def _numbers(text: str) -> dict[str, None]:
-    return dict.fromkeys(number.replace(",", "") for number in NUMBER.findall(text))
 
 
 def _text(collection: Collection, extract: str | None, phrasing: _Phrasing) -> str:

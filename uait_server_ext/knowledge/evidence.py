@@ -6,6 +6,7 @@ question's content words, weighed by rarity, times its cosine to the question.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ SENTENCE_WEIGHTS = {"similarity": 0.4, "coverage": 0.6, "passage": 0.2}
 MAX_EMBEDDED = 32
 MIN_CHARACTERS = 20
 MAX_CHARACTERS = 500
+BEFORE_TABLE = re.compile(r"^[^|\n].*\n|^\n", re.MULTILINE)
 NO_SENTENCE = ("#", "```", "~~~", "|--", "|:-", "---", "===")
 
 
@@ -48,17 +50,26 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A sentence of a hit: where in the hit's text it stands, and how it covers the question."""
+    """A sentence of a hit: where in the hit's text it stands, and how it covers the question.
+
+    ``context`` is what must be read with it to understand it: the head of a table's row.
+    """
 
     hit: Hit
     start: int
     end: int
+    context: str
     coverage: float
 
     @property
     def text(self) -> str:
         """The sentence, word for word."""
         return self.hit.text[self.start : self.end]
+
+    @property
+    def in_context(self) -> str:
+        """The sentence as it is compared with the question."""
+        return self.context + self.text
 
 
 def weigh(question: str, found: Sequence[Hit], index: FullText) -> Evidence:
@@ -83,11 +94,12 @@ def sentences(evidence: Evidence, index: FullText) -> list[Sentence]:
     """Return sentences to compare with the question: of each hit those that cover most of it."""
     found = []
     for hit in evidence.hits:
-        texts = ((start, end, hit.text[start:end]) for start, end in _quotable(hit.text))
-        of_hit = [
-            Sentence(hit, start, end, evidence.subject.coverage(set(index.terms(text))))
-            for start, end, text in texts
-        ]
+        of_hit = []
+        for start, end in _quotable(hit.text):
+            context = _context(hit, start)
+            terms = set(index.terms(context + hit.text[start:end]))
+            coverage = evidence.subject.coverage(terms)
+            of_hit.append(Sentence(hit, start, end, context, coverage))
         of_hit.sort(key=lambda sentence: -sentence.coverage)
         found += of_hit[: max(1, MAX_EMBEDDED // len(evidence.hits))]
     return found
@@ -134,6 +146,14 @@ def _quotable(text: str) -> Iterator[Span]:
                 yield first, last
     if not some:
         yield 0, min(len(text), MAX_CHARACTERS)
+
+
+def _context(hit: Hit, start: int) -> str:
+    """Return section and head of the Markdown table whose row starts there; nothing for prose."""
+    if not hit.text.startswith("|", start):
+        return ""
+    table = BEFORE_TABLE.split(hit.text[:start])[-1] or hit.text[start:]
+    return f"{hit.place.label}: {table.partition(chr(10))[0]}\n"
 
 
 def _short_enough(text: str, start: int, end: int) -> Iterator[Span]:

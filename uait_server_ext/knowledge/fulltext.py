@@ -25,6 +25,7 @@ FOLDER = "text"
 FORM = "en_stem 1"
 WRITER_BYTES = 32_000_000
 MAX_QUERY_TERMS = 64
+BACKGROUND = 100
 
 Scores = npt.NDArray[np.float32]
 
@@ -114,11 +115,15 @@ class FullText:
         return np.array(ids, dtype=np.int64), np.array([s for s, _ in hits], dtype=np.float32)
 
     def rarity(self, terms: Iterable[str]) -> dict[str, float]:
-        """Return each term's inverse document frequency in [0, 1]: 1 where no chunk has it."""
+        """Return each term's inverse document frequency in [0, 1]: 1 where no chunk has it.
+
+        A small collection says little of how rare a word is, so as many chunks as
+        ``BACKGROUND`` that have none of the terms are counted in.
+        """
         searcher = self._index.searcher()
-        top = math.log(1 + searcher.num_docs)
+        chunks = searcher.num_docs + BACKGROUND
         return {
-            term: 1 - math.log(1 + searcher.doc_freq("body", term)) / top if top else 1.0
+            term: 1 - math.log(1 + searcher.doc_freq("body", term)) / math.log(chunks)
             for term in terms
         }
 

@@ -93,7 +93,7 @@ class AskRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
     question: str = Field(min_length=1, max_length=200_000)
     model: str = DEFAULT_MODEL
-    k: int = Field(4, ge=1, le=20, description="Passages given to the model.")
+    k: int = Field(4, ge=1, le=20, description="Passages cited; the model reads what has room.")
     max_tokens: int = Field(120, ge=1, le=4_096)
     phrase: bool = Field(True, description="Let the model phrase an answer after the extract.")
 

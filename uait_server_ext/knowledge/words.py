@@ -44,6 +44,7 @@ class Subject:
 
 
 def subject_of(question: str, index: FullText) -> Subject:
-    """Return what a question is about; a term that no chunk has weighs most."""
+    """Return what a question is about; a term that no chunk has weighs most, as numbers do."""
     words = (word for word in WORD.findall(question) if word.lower() not in FUNCTION_WORDS)
-    return Subject(index.rarity(index.terms(" ".join(words))))
+    weights = index.rarity(index.terms(" ".join(words)))
+    return Subject({term: 1.0 if term.isdigit() else weight for term, weight in weights.items()})

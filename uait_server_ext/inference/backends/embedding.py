@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,8 @@ from .base import Loaded
 if TYPE_CHECKING:
     from uait_server_ext.inference.models import Vectors
 
-FORM = "onnx-1"  # raise the number when the graph changes
+FORM = "onnx-2"  # raise the number when the graph changes
+TOKENIZER_FILE = "tokenizer.json"
 
 
 class OnnxEmbedder:
@@ -26,9 +29,9 @@ class OnnxEmbedder:
 
     def __init__(self, entry: CatalogueEntry, cache: ModelCache, threads: int) -> None:
         assert entry.dimension is not None
-        graph = cache.derived(entry, FORM, build_encoder) / GRAPH_FILE
+        folder = cache.derived(entry, FORM, _build)
         self.loaded = Loaded(entry.context_tokens, entry.dimension)
-        self._tokenizer = Tokenizer.from_file(str(cache.source(entry) / "tokenizer.json"))
+        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
         self._tokenizer.enable_truncation(entry.context_tokens)
         self._tokenizer.enable_padding()
         options = onnxruntime.SessionOptions()
@@ -37,7 +40,7 @@ class OnnxEmbedder:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
+            folder / GRAPH_FILE, options, providers=["CPUExecutionProvider"]
         )
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -47,3 +50,8 @@ class OnnxEmbedder:
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
         (vectors,) = self._session.run(["vectors"], {"tokens": tokens, "mask": mask})
         return np.asarray(vectors, dtype=np.float32)
+
+
+def _build(source: Path, target: Path) -> None:
+    build_encoder(source, target)
+    shutil.copyfile(source / TOKENIZER_FILE, target / TOKENIZER_FILE)

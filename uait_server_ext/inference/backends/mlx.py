@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from uait_server_ext.inference import hub, machine
+from uait_server_ext.inference import machine
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import CatalogueEntry
 from uait_server_ext.inference.gguf_convert import to_mlx
@@ -147,7 +147,7 @@ def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 
 def _folder(entry: CatalogueEntry, cache: ModelCache) -> Path:
     if entry.hub is not None:
-        return hub.snapshot(entry.hub) or cache.source(entry)
+        return cache.source(entry)
     return cache.derived(entry, FORM, to_mlx)
 
 
