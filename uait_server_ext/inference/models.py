@@ -102,6 +102,10 @@ class ModelInfo(BaseModel):
 class ChatModel(Protocol):
     """What a domain needs from a chat model."""
 
+    def check(self, model: str) -> None:
+        """Raise `ModelNotFound` where no chat model has that id."""
+        ...
+
     def chat(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """Stream a completion; closing the iterator cancels it."""
         ...

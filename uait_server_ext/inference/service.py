@@ -111,6 +111,10 @@ class Inference:
         # in a thread, because it looks at files: those of models and of installed modules
         return await asyncio.to_thread(lambda: [self._info(x) for x in self._catalogue.entries])
 
+    def check(self, model: str) -> None:
+        """Raise `ModelNotFound` where no chat model has that id, or not with that backend."""
+        self._chosen(model)
+
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Stream a completion: ``TextDelta`` as text comes, ``ChatDone`` last.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
 # Passages that are weighed; the model gets those of them that are strong, up to the request's k.
 WEIGHED = 5
 MAX_QUESTION_TOKENS = 500
-# A model that cannot be used says so at once; the evidence waits no longer for that.
-REFUSAL_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -78,11 +75,13 @@ class Answerer:
 
         Raises:
             ContextTooLong: the question itself is too long.
-            ModelNotFound: no such model; raised before the evidence where the model is needed.
+            ModelNotFound: no such model; raised before anything else.
             WorkerDied: the model worker ended in the middle of the phrasing.
 
         """
         began = time.monotonic()
+        if request.phrase:
+            self._chat.check(request.model)
         _check_length(request.question)
         vector = (await self._embedder.embed([request.question], purpose="query"))[0]
         evidence = await in_thread(_find, collection, request, vector)
@@ -97,8 +96,8 @@ class Answerer:
             yield shown
         else:
             prompt = prompt_for(request.question, best)
-            async with _begun(self._phrase(request, prompt, phrasing)) as pieces:
-                yield shown
+            yield shown
+            async with aclosing(self._phrase(request, prompt, phrasing)) as pieces:
                 async for piece in pieces:
                     if phrasing.first_token_seconds is None:
                         phrasing.first_token_seconds = time.monotonic() - began
@@ -155,31 +154,6 @@ class Answerer:
             raise
         except (ModelUnavailable, DependencyMissing) as error:
             phrasing.note = f"No model phrased this: {error.detail}"
-
-
-@asynccontextmanager
-async def _begun(pieces: AsyncGenerator[str, None]) -> AsyncIterator[AsyncIterator[str]]:
-    """Set the model to work before the evidence is shown, and stop it at the end.
-
-    What it refuses at once (an unknown model) is raised in the evidence's place.
-    """
-    first = asyncio.ensure_future(anext(pieces, None))
-
-    async def all_pieces() -> AsyncIterator[str]:
-        piece = await first
-        while piece is not None:
-            yield piece
-            piece = await anext(pieces, None)
-
-    try:
-        await asyncio.wait({first}, timeout=REFUSAL_SECONDS)
-        if first.done():
-            first.result()
-        yield all_pieces()
-    finally:
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await pieces.aclose()
 
 
 def _check_length(question: str) -> None:

@@ -322,7 +322,7 @@ export interface components {
         AskRequest: {
             /**
              * K
-             * @description Passages given to the model.
+             * @description Passages cited; the model reads what has room.
              * @default 4
              */
             k?: number;

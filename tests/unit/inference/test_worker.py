@@ -353,7 +353,7 @@ def test_a_load_that_fails_when_nobody_waits_any_more_is_still_told(
 
 def test_any_text_passes_through_the_frames(echo_inference: BuildEcho) -> None:
     async def test(inference: Inference) -> None:
-        for text in ("\ud800", "\0", "\u2028", "\U0001f600", '"\\'):
+        for text in ("\ud800", "\0", "a\u2028b", "\U0001f600", '"\\'):
             message = Message.model_construct(role="user", content=text)
             request = asked("x").model_copy(update={"messages": [message]})
             assert (await answer(inference, request)).text == text

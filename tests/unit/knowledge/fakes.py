@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from uait_server_ext.errors import ModelNotFound
 from uait_server_ext.inference.models import (
     ChatDone,
     ChatEvent,
@@ -57,6 +58,10 @@ class SayingChat:
         self.error = error
         self.prompts: list[str] = []
         self.closed = False
+
+    def check(self, model: str) -> None:
+        if model == "unknown":
+            raise ModelNotFound("No such model.")
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         self.prompts.append(request.messages[-1].content)

@@ -142,16 +142,12 @@ async def test_a_model_that_is_not_here_still_gives_the_extract(
 async def test_an_unknown_model_is_refused_before_anything_is_sent(
     open_base: OpenBase, ingest: Ingesting, texts: Path
 ) -> None:
-    class NoModel(SayingChat):
-        async def chat(self, request):
-            raise ModelNotFound("No such model.")
-            yield  # type: ignore[unreachable]  # makes it a generator
-
-    async with open_base(chat=NoModel()) as base:
+    async with open_base(chat=SayingChat()) as base:
         await ingest(base, texts)
-        events = base.ask("default", AskRequest(question=QUESTION))
-        with pytest.raises(ModelNotFound):
-            await anext(events)
+        for question in (QUESTION, "What is the melting point of tungsten?"):
+            events = base.ask("default", AskRequest(question=question, model="unknown"))
+            with pytest.raises(ModelNotFound):
+                await anext(events)
 
 
 async def test_a_worker_that_dies_in_the_middle_is_an_error(
