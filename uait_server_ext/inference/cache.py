@@ -7,7 +7,7 @@
     ROOT/<name>/<form>/         made things that belong to no model (a BLAS library)
 
 Every folder is written beside its place, with a manifest of sizes and digests, flushed, and
-renamed. A kill or a full disk leaves only a ``.partial`` folder, which the next writer removes.
+renamed. A kill leaves only a ``.partial`` folder, which the next one to take the lock removes.
 """
 
 from __future__ import annotations
@@ -124,7 +124,6 @@ class ModelCache:
                 return
             self._check_space(entry)
             scratch = self.root / entry.id / "download.partial"
-            _remove(scratch)
             scratch.mkdir()
             try:
                 with (
@@ -170,6 +169,8 @@ class ModelCache:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            for partial in folder.glob("*.partial"):  # of a writer that was killed
+                shutil.rmtree(partial)
             yield
 
 
@@ -187,7 +188,6 @@ def _teller(entry: CatalogueEntry, progress: OnProgress | None) -> Callable[[str
 def _publishing(folder: Path, origin: Digests | None = None) -> Iterator[Path]:
     """Give a folder to fill; at the end seal it with a manifest and put it in its place."""
     partial = folder.with_name(f"{folder.name}.partial")
-    _remove(partial)
     partial.mkdir()
     try:
         yield partial

@@ -128,7 +128,7 @@ class Catalogue:
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.4)
         said = f"The catalogue has no model '{model}'."
         if model in self._entries:
-            said = f"'{model}' is of another kind: {self._entries[model].kind}."
+            said = f"'{model}' is no {kind} model, it is one for {self._entries[model].kind}."
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ModelNotFound(f"{said}{hint} Known: {', '.join(known)}.", near=near, known=known)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -112,4 +113,8 @@ class Collection:
 
     def disk_bytes(self) -> int:
         """Return the size of all files of the collection."""
-        return sum(f.stat().st_size for f in self.folder.rglob("*") if f.is_file())
+        total = 0
+        for file in self.folder.rglob("*"):
+            with suppress(FileNotFoundError):  # an index file that has just been merged away
+                total += file.stat().st_size if file.is_file() else 0
+        return total

@@ -24,6 +24,7 @@ from uait_server_ext.errors import (
     InvalidInput,
     NotFound,
     PermissionDenied,
+    Unavailable,
 )
 from uait_server_ext.knowledge.answer import Answerer
 from uait_server_ext.knowledge.collection import ROWS, Collection
@@ -167,8 +168,8 @@ class KnowledgeBase:
 
         """
         collection = await self._collection(name)
-        self._refuse_while_ingesting(name)
         async with self._opening:
+            self._refuse_while_ingesting(name)
             self._open.pop(name, None)
             await in_thread(self._discard, collection)
 
@@ -289,6 +290,8 @@ class KnowledgeBase:
         async with self._opening:
             if collection := self._open.get(name):
                 return collection
+            if self._state == "stopped":
+                raise Unavailable("The knowledge base has stopped: restart the server.")
             if not create and not await in_thread((self._root / name / ROWS).is_file):
                 raise self._unknown(name)
             collection = await in_thread(

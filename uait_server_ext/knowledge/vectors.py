@@ -26,8 +26,8 @@ FILE = "vectors.usearch"
 EXACT_BELOW = 20_000
 # Removed vectors leave holes in the graph; beyond this share a rebuild is faster and smaller.
 MAX_REMOVED_SHARE = 0.3
-# A removal holds Python's lock: about 2 ms for so many.
-REMOVED_AT_ONCE = 256
+# Adding so many takes 50-100 ms; removing them 2 ms, for which Python's lock is held.
+AT_ONCE = 256
 
 Similarities = npt.NDArray[np.float32]
 
@@ -69,14 +69,22 @@ class VectorIndex:
             self.seq = self.saved_seq = None
 
     def apply(self, gone: Ids, ids: Ids, vectors: Vectors) -> None:
-        """Remove and add chunks; an id that is there stays as it is, as chunks never change."""
-        with self._lock:
-            for start in range(0, len(gone) if len(self._index) else 0, REMOVED_AT_ONCE):
-                part = gone[start : start + REMOVED_AT_ONCE].astype(np.uint64)
-                self._removed += int(self._index.remove(part))
-            new = ~self._contains(ids)
-            if new.any():
-                self._index.add(ids[new].astype(np.uint64), vectors[new], threads=1)
+        """Remove and add chunks; an id that is there stays as it is, as chunks never change.
+
+        It is done in parts, between which searches have their turn.
+        """
+        for start in range(0, len(gone), AT_ONCE):
+            part = gone[start : start + AT_ONCE].astype(np.uint64)
+            with self._lock:
+                if len(self._index):
+                    self._removed += int(self._index.remove(part))
+        for start in range(0, len(ids), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            with self._lock:
+                new = ~self._contains(ids[rows])
+                if new.any():
+                    keys = ids[rows][new].astype(np.uint64)
+                    self._index.add(keys, vectors[rows][new], threads=1)
 
     def finish(self, seq: int) -> None:
         """Note that everything up to journal entry ``seq`` was applied."""

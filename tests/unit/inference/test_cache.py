@@ -325,6 +325,17 @@ def test_a_kill_at_any_moment_leaves_a_whole_model_or_none(
     assert not list(cache.root.rglob("*.partial"))
 
 
+def test_what_a_killed_writer_left_is_removed_even_beside_a_whole_model(
+    cache: ModelCache, entry: CatalogueEntry
+) -> None:
+    cache.pull(entry)
+    left = cache.root / entry.id / "download.partial"
+    left.mkdir()
+    (left / "half.whl").write_bytes(b"half")
+    cache.pull(entry)
+    assert not left.exists()
+
+
 def test_echo_needs_no_files(cache: ModelCache) -> None:
     echo = Catalogue.load().get("echo")
     assert cache.has(echo)

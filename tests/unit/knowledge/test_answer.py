@@ -232,3 +232,24 @@ async def test_code_and_tables_are_quoted_in_readable_parts(
     assert not answer.declined
     assert answer.extract
     assert len(answer.extract) <= 500
+
+
+async def test_a_row_of_a_table_is_found_by_its_head_and_number(
+    open_base: OpenBase, ingest: Ingesting, documents: Path
+) -> None:
+    table = "| code | meaning |\n|---|---|\n| 1 | A lamp broke. |\n| 3 | The keeper left. |\n"
+    (documents / "codes.md").write_text(f"# Codes\n\nWhat is reported.\n\n## Exit\n\n{table}")
+    async with open_base() as base:
+        await ingest(base, documents)
+        answer = (await ask(base, "What is reported as exit code 3: the meaning?", phrase=False))[-1].answer
+    assert answer.extract == "| 3 | The keeper left. |"
+
+
+async def test_a_word_that_a_small_collection_lacks_does_not_decline(
+    open_base: OpenBase, ingest: Ingesting, documents: Path
+) -> None:
+    (documents / "boat.md").write_text("The supply boat comes to the rock on Tuesday.")
+    async with open_base() as base:
+        await ingest(base, documents)
+        answer = (await ask(base, "When does the supply boat arrive?", phrase=False))[-1].answer
+    assert not answer.declined
