@@ -85,18 +85,14 @@ class Answerer:
         _check_length(request.question)
         vector = (await self._embedder.embed([request.question], purpose="query"))[0]
         evidence = await in_thread(_find, collection, request, vector)
-        best = await self._support(collection, evidence, vector)
-        best = best[: request.k]
+        best = (await self._support(collection, evidence, vector))[: request.k]
         citations = [cite(number, sentence) for number, sentence in enumerate(best, start=1)]
         extract = citations[0].quote if citations else None
-        shown = EvidenceEvent(declined=evidence.declined, extract=extract, citations=citations)
+        yield EvidenceEvent(declined=evidence.declined, extract=extract, citations=citations)
 
         phrasing = _Phrasing()
-        if not citations or not request.phrase:
-            yield shown
-        else:
+        if best and request.phrase:
             prompt = prompt_for(request.question, best)
-            yield shown
             async with aclosing(self._phrase(request, prompt, phrasing)) as pieces:
                 async for piece in pieces:
                     if phrasing.first_token_seconds is None:

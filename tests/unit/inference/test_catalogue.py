@@ -46,7 +46,7 @@ def test_an_unknown_model_names_near_matches_and_all_known_ones(catalogue: Catal
 
 
 def test_a_model_of_the_wrong_kind_is_refused_by_its_kind(catalogue: Catalogue) -> None:
-    with pytest.raises(ModelNotFound, match="'echo' is of another kind: chat"):
+    with pytest.raises(ModelNotFound, match="'echo' is no embedding model"):
         catalogue.get("echo", "embedding")
 
 

@@ -114,7 +114,7 @@ def test_an_unknown_model_or_backend_is_refused_before_anything_starts(
             await answer(inference, asked("x", "nope"))
         with pytest.raises(ModelNotFound, match="It runs on: mlx, llamacpp"):
             await answer(inference, asked("x", "smollm2-135m-instruct@echo"))
-        with pytest.raises(ModelNotFound, match="of another kind"):
+        with pytest.raises(ModelNotFound, match="is no chat model"):
             await answer(inference, asked("x", "all-minilm-l6-v2"))
         assert not workers()
 

@@ -241,7 +241,9 @@ async def test_a_row_of_a_table_is_found_by_its_head_and_number(
     (documents / "codes.md").write_text(f"# Codes\n\nWhat is reported.\n\n## Exit\n\n{table}")
     async with open_base() as base:
         await ingest(base, documents)
-        answer = (await ask(base, "What is reported as exit code 3: the meaning?", phrase=False))[-1].answer
+        answer = (await ask(base, "What is reported as exit code 3: the meaning?", phrase=False))[
+            -1
+        ].answer
     assert answer.extract == "| 3 | The keeper left. |"
 
 

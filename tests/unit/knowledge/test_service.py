@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.knowledge.conftest import Ingesting, OpenBase
 from tests.unit.knowledge.fakes import HashEmbedder
-from uait_server_ext.errors import CollectionNotFound, Conflict
+from uait_server_ext.errors import CollectionNotFound, Conflict, Unavailable
 from uait_server_ext.knowledge.models import AskRequest, SearchRequest
 
 
@@ -149,6 +149,8 @@ async def test_stopping_the_service_stops_an_ingest(
     with pytest.raises(asyncio.CancelledError):
         await adding
     assert base.state() == [("knowledge", "stopped", None)]
+    with pytest.raises(Unavailable, match="restart"):
+        await base.status("default")
     embedder.seconds_each = 0
     async with open_base() as base:
         assert len((await base.status("default")).pending) == 3
