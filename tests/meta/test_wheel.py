@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import zipfile
 from pathlib import Path
@@ -59,14 +60,17 @@ def test_the_wheel_holds_product_and_front_end_and_nothing_else(wheel: Path) -> 
 def test_server_and_lab_extensions_are_enabled(
     commands: Path, tmp_path: Path, jupyter_folders: dict[str, str]
 ) -> None:
-    server = run(commands, tmp_path, "jupyter", "server", "extension", "list")
-    assert "uait_server_ext enabled" in server.stderr + server.stdout
-    assert "X" not in [w for w in (server.stdout + server.stderr).split() if w == "X"]
-    lab = run(commands, tmp_path, "jupyter", "labextension", "list")
-    assert "uait v" in lab.stderr + lab.stdout
-    (line,) = [text for text in (lab.stderr + lab.stdout).splitlines() if "uait v" in text]
-    assert "enabled" in line
-    assert "OK" in line
+    server = listing(commands, tmp_path, "jupyter", "server", "extension", "list")
+    assert "uait_server_ext enabled" in server
+    assert re.search(r"uait_server_ext \d+\.\d+\.\d+ OK", server)
+    lab = listing(commands, tmp_path, "jupyter", "labextension", "list")
+    assert re.search(r"uait v\d+\.\d+\.\d+ enabled OK", lab)
+
+
+def listing(commands: Path, cwd: Path, *words: str) -> str:
+    done = run(commands, cwd, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)
 
 
 def test_a_notebook_runs_against_a_server_from_the_wheel(

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from tests.unit.knowledge.fakes import HashEmbedder, SayingChat
 from uait_server_ext.knowledge.models import FileReport, IngestDone, IngestEvent
 from uait_server_ext.knowledge.service import KnowledgeBase
+
+# How long an example takes says nothing on a machine that does other work too.
+settings.register_profile("knowledge", deadline=None)
+settings.load_profile("knowledge")
 
 OpenBase = Callable[..., AbstractAsyncContextManager[KnowledgeBase]]
 

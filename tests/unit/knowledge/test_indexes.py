@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.knowledge.fakes import DIMENSION, hash_embedding
@@ -196,7 +196,6 @@ def filled(tmp_path_factory):
 
 
 @given(st.text(max_size=300))
-@settings(deadline=None)
 def test_any_text_is_a_query(filled, query):
     ids, scores = filled.text.search(query, 10)
     assert len(ids) == len(scores) <= 10
