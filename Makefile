@@ -82,7 +82,7 @@ pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup ## Ru
 	$(BIN)/python -m coverage report
 
 nbval: $(VENV)/.models $(VENV)/.dev ## Run the notebooks as tests
-	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax notebooks
+	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax notebooks/*.ipynb
 
 docs: $(VENV)/.dev ## Refresh what the documentation takes from the code
 	$(BIN)/cog -r -I docs --markers="[[[cog ]]] [[[end]]]" README.md docs/*/*.md
