@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -270,22 +270,36 @@ class Store:
         return [f for f in files if f.error is None], [f for f in files if f.error is not None]
 
     def rows(self, ids: Sequence[int]) -> dict[int, ChunkRow]:
-        """Return chunks by id; those that are gone are left out."""
-        rows = self._all(
-            "SELECT c.id, d.id, d.shown, d.title, c.place_start, c.place_end, c.label, c.page, "
-            "c.cell, c.line, c.text FROM chunks c JOIN documents d ON d.id = c.document_id "
-            "WHERE c.id IN (SELECT unnest(?::BIGINT[]))",
-            [list(ids)],
+        """Return chunks by id; those that are gone are left out.
+
+        Two queries with the ids written out: only so does DuckDB look them up by its index, which
+        takes 3 ms in 50,000 chunks, where the join takes 8.
+        """
+        chunks = self._all(
+            "SELECT id, document_id, place_start, place_end, label, page, cell, line, text "
+            f"FROM chunks WHERE id IN ({_listed(ids)})"
         )
+        documents = {
+            id_: (shown, title)
+            for id_, shown, title in self._all(
+                "SELECT id, shown, title FROM documents "
+                f"WHERE id IN ({_listed(row[1] for row in chunks)})"
+            )
+        }
         return {
             row[0]: ChunkRow(
-                id=row[0], document_id=row[1], path=row[2], title=row[3], text=row[10],
+                id=row[0],
+                document_id=row[1],
+                path=documents[row[1]][0],
+                title=documents[row[1]][1],
                 place=Place(
-                    start=row[4], end=row[5], label=row[6], page=row[7], cell=row[8], line=row[9]
+                    start=row[2], end=row[3], label=row[4], page=row[5], cell=row[6], line=row[7]
                 ),
+                text=row[8],
             )
-            for row in rows
-        }  # fmt: skip
+            for row in chunks
+            if row[1] in documents
+        }
 
     def vectors_by_digest(self, digests: Sequence[str]) -> dict[str, Vectors]:
         """Return vectors of texts that are embedded already, by the digest of the text."""
@@ -352,6 +366,11 @@ class Store:
 def digest_of(text: str) -> str:
     """Return the digest by which a text's vector is found again."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _listed(ids: Iterable[int]) -> str:
+    """Write ids out for SQL; NULL, which nothing equals, where there are none."""
+    return ", ".join(str(int(id_)) for id_ in ids) or "NULL"
 
 
 def below(path: str) -> str:
