@@ -61,12 +61,14 @@ class EventStream:
             UnexpectedAnswer: what comes are not UAIT's events.
         """
         parser = EventParser()
-        while True:
-            for event in self._parse(parser, self._piece()):
-                yield event
-                if event["type"] == "done":
-                    self.close()
-                    return
+        try:
+            while True:
+                for event in self._parse(parser, self._piece()):
+                    yield event
+                    if event["type"] == "done":
+                        return
+        finally:
+            self.close()
 
     def _piece(self) -> bytes:
         """Return the next bytes of the stream."""

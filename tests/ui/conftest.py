@@ -13,6 +13,11 @@ from tests.ui.browser import find_browser
 from uait_kernel.client import Client
 from uait_server_ext.workflows.server import OwnServer, own_server
 
+# One long line, so that the echo model takes seconds to say it and can be stopped meanwhile.
+LANTERN = (
+    "The lantern of the north tower burns colza oil " + "and is lit again each night " * 16 + "."
+)
+
 
 @pytest.fixture(scope="session")
 def browser_path() -> str:
@@ -30,8 +35,10 @@ def lab_server(
 ) -> Iterator[OwnServer]:
     """Run JupyterLab with the collection `docs` already ingested; `.url` and `.token`."""
     root = tmp_path_factory.mktemp("lab-root")
-    shutil.copytree(REPOSITORY / "notebooks" / "data" / "documents", root / "documents")
+    documents = root / "documents"
+    shutil.copytree(REPOSITORY / "notebooks" / "data" / "documents", documents)
+    (documents / "lantern.txt").write_text(LANTERN)
     with own_server(root, options={"data_dir": str(root / "state")}, log=root / "log") as server:
-        for _ in Client(server.url, server.token).ingest(str(root / "documents"), "docs"):
+        for _ in Client(server.url, server.token).ingest(str(documents), "docs"):
             pass
         yield server
