@@ -277,13 +277,13 @@ class Store:
         """
         chunks = self._all(
             "SELECT id, document_id, place_start, place_end, label, page, cell, line, text "
-            f"FROM chunks WHERE id IN ({_listed(ids)})"
+            f"FROM chunks WHERE id IN ({_listed(ids)})"  # noqa: S608 - whole numbers only
         )
         documents = {
             id_: (shown, title)
             for id_, shown, title in self._all(
                 "SELECT id, shown, title FROM documents "
-                f"WHERE id IN ({_listed(row[1] for row in chunks)})"
+                f"WHERE id IN ({_listed(row[1] for row in chunks)})"  # noqa: S608
             )
         }
         return {
