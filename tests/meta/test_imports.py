@@ -57,7 +57,8 @@ def compiled(tmp_path: Path) -> dict[str, str]:
 
 
 def seconds(statement: str, environment: dict[str, str], before: str = "pass") -> float:
-    timed = f"t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    """Return the least CPU seconds of some runs: a busy machine changes them little."""
+    timed = f"t = time.process_time(); {statement}; print(time.process_time() - t)"
     code = f"{before}\nimport time\n{timed}"
     command = [sys.executable, "-c", code]
     runs = [
