@@ -17,6 +17,7 @@ from uait_server_ext.inference import machine
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import CatalogueEntry
 from uait_server_ext.inference.gguf_convert import to_mlx
+from uait_server_ext.inference.prompt import defuse
 
 from .base import Emit, Generation, Loaded, Outcome, check_context
 from .blas import load_fast_blas
@@ -102,7 +103,9 @@ class MlxChat:
     def tokens(self, messages: list[dict[str, str]]) -> list[int]:
         """Return the token ids of the messages, up to where the assistant begins to speak."""
         options = {"add_generation_prompt": True, "tokenize": False}
-        text = self._tokenizer.apply_chat_template(messages, **options)
+        added = self._tokenizer.added_tokens_decoder.values()
+        plain = defuse(messages, [token.content for token in added if token.special])
+        text = self._tokenizer.apply_chat_template(plain, **options)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
 
