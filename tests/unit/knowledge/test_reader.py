@@ -15,8 +15,8 @@ from uait_server_ext.knowledge.reader import MODULE, Reader
 
 
 @asynccontextmanager
-async def a_reader():
-    reader = Reader(max_file_bytes=1_000_000, seconds_each=1.0)
+async def a_reader(seconds: float = 60.0):
+    reader = Reader(max_file_bytes=1_000_000, seconds_each=seconds)
     try:
         yield reader
     finally:
@@ -35,12 +35,12 @@ def processes() -> list[psutil.Process]:
 
 
 async def test_a_hanging_file_is_given_up_and_the_next_is_read(good, tmp_path):
-    async with a_reader() as reader:
+    async with a_reader(seconds=4) as reader:
         os.mkfifo(tmp_path / "hangs.md")
         began = time.monotonic()
-        with pytest.raises(UnsupportedDocument, match="took longer than 1 s"):
+        with pytest.raises(UnsupportedDocument, match="took longer than 4 s"):
             await reader.read(tmp_path / "hangs.md", None)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 20
         assert (await reader.read(good, None)).title == "Good"
 
 
