@@ -1,1 +1,1 @@
-"""Where bytes are kept: files written in one piece. Knows no domain."""
+"""Where bytes are kept: files written in one piece, the SQL database. Knows no domain."""
