@@ -1,0 +1,1 @@
+"""Secrets: sealed, versioned, leased, every access recorded before a value is released."""
