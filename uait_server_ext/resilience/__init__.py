@@ -1,0 +1,1 @@
+"""What keeps one part's trouble, or one caller's appetite, from becoming everybody's."""
