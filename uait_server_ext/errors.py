@@ -3,21 +3,37 @@
 ::
 
     UaitError                     500 internal
+    ├─ FlowInvalid                400 flow-invalid
     ├─ InvalidInput               422 invalid-input
     │  ├─ ContextTooLong          422 context-too-long
-    │  └─ UnsupportedDocument     422 unsupported-document
+    │  ├─ UnsupportedDocument     422 unsupported-document
+    │  ├─ AddressRefused          422 address-refused
+    │  ├─ WeakPassword            400 weak-password
+    │  └─ LinkUnusable            400 link-unusable
+    ├─ GrantRefused               400 invalid_grant (the names of RFC 6749 and RFC 8628)
+    │  ├─ AuthorizationPending    400 authorization_pending
+    │  ├─ SlowDown                400 slow_down
+    │  ├─ CodeExpired             400 expired_token
+    │  └─ AccessDenied            400 access_denied
+    ├─ LoginFailed                400 login-failed
     ├─ Unauthenticated            401 unauthenticated
+    │  └─ SignatureRefused        401 signature-refused
     ├─ PermissionDenied           403 permission-denied
+    │  └─ ReauthenticationNeeded  403 reauthenticate
     ├─ NotFound                   404 not-found
     │  ├─ CollectionNotFound      404 collection-not-found
     │  └─ ModelNotFound           404 model-not-found
     ├─ MethodNotAllowed           405 method-not-allowed
     ├─ Conflict                   409 conflict
     ├─ TooLarge                   413 too-large
+    ├─ UnsupportedMediaType       415 unsupported-media-type
     ├─ Busy                       429 busy
+    │  └─ TooManyAttempts         429 too-many-attempts
+    ├─ SealBroken                 500 seal-broken
     └─ Unavailable                503 unavailable
        ├─ ModelUnavailable        503 model-unavailable
        │  └─ WorkerDied           503 worker-died
+       ├─ ProviderUnavailable     503 provider-unavailable
        ├─ DependencyMissing       503 dependency-missing
        └─ DeadlineExceeded        504 deadline-exceeded
 
@@ -50,6 +66,13 @@ class UaitError(Exception):
         return problem(self.status, self.code, self.detail, **self.extensions)
 
 
+class FlowInvalid(UaitError):
+    """The second half of a login fits no first half that waits: unknown, used or another's."""
+
+    status = 400
+    code = "flow-invalid"
+
+
 class InvalidInput(UaitError):
     """The request is understood but its content is not acceptable."""
 
@@ -69,6 +92,67 @@ class UnsupportedDocument(InvalidInput):
     code = "unsupported-document"
 
 
+class GrantRefused(UaitError):
+    """A token cannot be given for this code; `error` is the name that OAuth clients look for."""
+
+    status = 400
+    code = "invalid_grant"
+
+    def __init__(self, detail: str, **extensions: Any) -> None:
+        super().__init__(detail, error=self.code, **extensions)
+
+
+class AuthorizationPending(GrantRefused):
+    """The person has not decided yet; the client asks again after its interval."""
+
+    code = "authorization_pending"
+
+
+class SlowDown(GrantRefused):
+    """The client asks too often; its interval is now 5 s longer."""
+
+    code = "slow_down"
+
+
+class CodeExpired(GrantRefused):
+    """Nobody decided in time; the client begins anew."""
+
+    code = "expired_token"
+
+
+class AccessDenied(GrantRefused):
+    """The person said no."""
+
+    code = "access_denied"
+
+
+class AddressRefused(InvalidInput):
+    """A URL leads to an address that this server does not connect to for its users."""
+
+    code = "address-refused"
+
+
+class WeakPassword(InvalidInput):
+    """A new password is too easy to guess."""
+
+    status = 400
+    code = "weak-password"
+
+
+class LinkUnusable(InvalidInput):
+    """A one-time link is unknown, was used, or has expired."""
+
+    status = 400
+    code = "link-unusable"
+
+
+class LoginFailed(UaitError):
+    """A login through an identity provider did not hold; `reason` says in a word why."""
+
+    status = 400
+    code = "login-failed"
+
+
 class Unauthenticated(UaitError):
     """The caller did not prove who they are."""
 
@@ -76,11 +160,23 @@ class Unauthenticated(UaitError):
     code = "unauthenticated"
 
 
+class SignatureRefused(Unauthenticated):
+    """A request that must be signed (RFC 9421) is not, or its signature does not hold."""
+
+    code = "signature-refused"
+
+
 class PermissionDenied(UaitError):
     """The caller is known and may not do this."""
 
     status = 403
     code = "permission-denied"
+
+
+class ReauthenticationNeeded(PermissionDenied):
+    """The caller may do this after a fresh proof of who they are."""
+
+    code = "reauthenticate"
 
 
 class NotFound(UaitError):
@@ -123,11 +219,30 @@ class TooLarge(UaitError):
     code = "too-large"
 
 
+class UnsupportedMediaType(UaitError):
+    """The body is of another type or encoding than this operation reads."""
+
+    status = 415
+    code = "unsupported-media-type"
+
+
 class Busy(UaitError):
     """A queue is full; the caller may try again later."""
 
     status = 429
     code = "busy"
+
+
+class TooManyAttempts(Busy):
+    """Too many logins failed; `retry_after` (seconds) says when the next one is heard."""
+
+    code = "too-many-attempts"
+
+
+class SealBroken(UaitError):
+    """What is sealed under the master key was changed, swapped, rolled back or cannot be opened."""
+
+    code = "seal-broken"
 
 
 class Unavailable(UaitError):
@@ -147,6 +262,12 @@ class WorkerDied(ModelUnavailable):
     """The model worker process ended in the middle of a request; the next request starts one."""
 
     code = "worker-died"
+
+
+class ProviderUnavailable(Unavailable):
+    """An identity provider does not answer, or not in a way that can be used."""
+
+    code = "provider-unavailable"
 
 
 class DependencyMissing(Unavailable):
