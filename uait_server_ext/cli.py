@@ -1,8 +1,7 @@
-"""The `uait` command: start JupyterLab, run notebooks, manage models."""
+"""The `uait` command: start servers, run notebooks, manage models; the rest in `commands/`."""
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import ExitStack
 from datetime import datetime
@@ -12,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .commands import audit, doctor, session, users, vault
 from .errors import UaitError
 from .paths import default_data_dir, default_model_cache, private_folder
 
@@ -23,7 +23,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
+app.add_typer(session.app)
 app.add_typer(models_app, name="models")
+app.add_typer(users.app, name="users")
+app.add_typer(vault.app, name="vault")
+app.add_typer(audit.app, name="audit")
+app.add_typer(doctor.app, name="doctor")
 
 REJECTED = 2
 UNREACHABLE = 3
@@ -64,19 +69,25 @@ def options(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def lab(context: typer.Context) -> None:
-    """Start JupyterLab with UAIT; every option of `jupyter lab` can follow.
+    """Start JupyterLab with UAIT and its login; every option of `jupyter lab` can follow.
 
-    Unlike plain `jupyter lab` it refuses routes without a login rule, of any extension.
+    The first start prints a link with which you make your account. Unlike plain `jupyter lab`,
+    where Jupyter's token is the login, it knows people, and governs every route of the server.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "jupyterlab",
-        "--ServerApp.jpserver_extensions=uait_server_ext=True",
-        "--ServerApp.allow_unauthenticated_access=False",
-        *context.args,
-    ]
-    os.execv(sys.executable, command)  # noqa: S606 - the process becomes the server
+    from .start import start_lab
+
+    start_lab(context.args)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def serve(context: typer.Context) -> None:
+    """Start UAIT for many people: without JupyterLab, kernels, files and terminals.
+
+    Options of `jupyter server` can follow.
+    """
+    from .start import start_service
+
+    start_service(context.args)
 
 
 @app.command()

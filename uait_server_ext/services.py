@@ -9,27 +9,36 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from dataclasses import dataclass
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel
+from uait_server_ext.schema import Schema
 
 from .errors import Unavailable
 from .paths import private_folder
 
 if TYPE_CHECKING:
+    from .events.audit import AuditLog
+    from .identity.service import Identity, IdentitySettings
     from .inference.service import Inference
     from .knowledge.service import KnowledgeBase
+    from .resilience.limits import RateLimits
+    from .storage.database import Database
+    from .storage.sealing import Sealer
+    from .vault.service import Vault
 
 Backend = Literal["auto", "mlx", "llamacpp"]
 
 
-class ServiceState(BaseModel):
+class ServiceState(Schema):
     """How one part of the server stands."""
 
     name: str
-    state: Literal["ready", "starting", "stopped", "failed"]
+    state: Literal["ready", "starting", "stopped", "degraded", "failed"]
     detail: str | None = None
 
 
@@ -47,14 +56,94 @@ class Settings:
     auto_pull: bool = True
     knowledge_roots: tuple[Path, ...] = ()
     max_file_bytes: int = 50 * 1024 * 1024
+    database_url: str = ""
+    master_key: str = "file:"
+    secret_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Foundation:
+    """What identity, vault and every later domain stand on: rows, sealed values, the audit log."""
+
+    database: Database
+    sealer: Sealer
+    audit: AuditLog
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+def open_foundation(settings: Settings, *, check: bool = True) -> Foundation:
+    """Open the database and the master key; blocks, as a server without them must not start.
+
+    Args:
+        check: off only to accept a restored state, whose seals do not hold until then.
+
+    Raises:
+        Conflict: a newer UAIT has written the database.
+        SealBroken: sealed values were changed, or put back to an older state.
+        Unavailable: the database or the master key cannot be opened.
+    """
+    from .events.audit import AuditLog
+    from .storage.database import Database, sqlite_url
+    from .storage.key_sources import open_source
+    from .storage.master_key import open_keyring
+    from .storage.sealing import Sealer
+
+    state = private_folder(settings.data_dir)
+    database = Database(settings.database_url or sqlite_url(state / "uait.db"))
+    database.open()
+    try:
+        source = open_source(settings.master_key, private_folder(state / "keys"))
+        sealer = Sealer(open_keyring(database, source))
+        audit = AuditLog(database, sealer, state / "audit.anchor")
+        if check:
+            audit.open()
+    except BaseException:
+        database.close()
+        raise
+    return Foundation(database, sealer, audit)
+
+
+def open_identity(settings: IdentitySettings, foundation: Foundation) -> Identity:
+    """Put the identity of a server together; blocks.
+
+    Raises:
+        Unavailable: the store of sessions, or the keys that sign tokens, cannot be opened.
+    """
+    from .identity.service import Identity
+
+    identity = Identity(
+        settings,
+        database=foundation.database,
+        sealer=foundation.sealer,
+        audit=foundation.audit,
+    )
+    # In a thread of its own: this one has the server's event loop, which does not run yet.
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, identity.tokens.open()).result()
+    return identity
 
 
 class Services:
     """Build, start and stop the services; hand them to operations."""
 
-    def __init__(self, settings: Settings, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        log: logging.Logger,
+        *,
+        foundation: Foundation | None = None,
+        identity: Identity | None = None,
+        limits: RateLimits | None = None,
+    ) -> None:
         self.settings = settings
         self.log = log
+        self._foundation = foundation
+        self._identity = identity
+        self.limits = limits
+        self._vault: Vault | None = None
         self._started: asyncio.Future[None] | None = None
         self._inference: Inference | None = None
         self._knowledge: KnowledgeBase | None = None
@@ -80,7 +169,54 @@ class Services:
             await self._knowledge.stop()
         if self._inference:
             await self._inference.stop()
-        self._knowledge = self._inference = self._started = None
+        self._knowledge = self._inference = self._vault = self._started = None
+        if self.limits:
+            await self.limits.close()
+        if self._identity:
+            await self._identity.close()
+        if self._foundation:
+            await asyncio.to_thread(self._foundation.close)
+            self._foundation = None
+
+    @property
+    def identity(self) -> Identity:
+        """Return who people and callers are here.
+
+        Raises:
+            Unavailable: this server has Jupyter's own login.
+        """
+        if self._identity is None:
+            raise Unavailable(
+                "This server has Jupyter's own login, so it knows no people, keys or factors. "
+                "Start it with `uait lab` to have them."
+            )
+        return self._identity
+
+    @property
+    def has_identity(self) -> bool:
+        """Whether UAIT decides who is who here; else Jupyter's own login does."""
+        return self._identity is not None
+
+    async def foundation(self) -> Foundation:
+        """Return the database, the sealer and the audit log.
+
+        Raises:
+            Unavailable: they could not be opened; the server's log has the reason.
+        """
+        if self._foundation is None:
+            await self._ready()
+        assert self._foundation
+        return self._foundation
+
+    async def vault(self) -> Vault:
+        """Return the secrets.
+
+        Raises:
+            Unavailable: the services could not be built; the server's log has the reason.
+        """
+        await self._ready()
+        assert self._vault
+        return self._vault
 
     async def inference(self) -> Inference:
         """Return the models that run here.
@@ -115,11 +251,15 @@ class Services:
             return [ServiceState(name="services", state="failed", detail="see the server's log")]
         assert self._inference
         assert self._knowledge
-        return [
+        states = [
             ServiceState(name=name, state=state, detail=detail)
             for service in (self._inference, self._knowledge)
             for name, state, detail in service.state()
         ]
+        if self.limits:
+            limits = self.limits.state
+            states.append(ServiceState(name="limits", state=limits.state, detail=limits.detail))
+        return states
 
     async def _ready(self) -> None:
         self.start()
@@ -133,8 +273,10 @@ class Services:
             ) from error
 
     async def _build(self) -> None:
-        for module in ("inference.service", "knowledge.service"):
+        for module in ("inference.service", "knowledge.service", "vault.service"):
             await asyncio.to_thread(importlib.import_module, f"uait_server_ext.{module}")
+        if self._foundation is None:
+            self._foundation = await asyncio.to_thread(open_foundation, self.settings)
         from .inference.cache import ModelCache
         from .inference.catalogue import Catalogue
         from .inference.service import Inference
@@ -162,6 +304,33 @@ class Services:
         await inference.start()
         await knowledge.start()
         self._inference, self._knowledge = inference, knowledge
+        self._vault = self._open_vault(self._foundation)
+        await self._vault.scrub(os.environ)
+
+    def _open_vault(self, foundation: Foundation) -> Vault:
+        from .vault.service import Vault
+        from .vault.sources import KeyValueSource
+
+        sources = {
+            name: KeyValueSource(
+                place["address"],
+                Path(place["token_file"]).expanduser().read_text("utf-8").strip(),
+                place.get("namespace"),
+            )
+            for name, place in self.settings.secret_sources.items()
+        }
+        identity = self._identity
+        if identity is None:
+            return Vault(foundation.database, foundation.sealer, foundation.audit, sources=sources)
+        vault = Vault(
+            foundation.database,
+            foundation.sealer,
+            foundation.audit,
+            sources=sources,
+            active=identity.directory.is_active,
+        )
+        identity.directory.on_delete.append(vault.forget_user)
+        return vault
 
     def _report(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and (error := started.exception()):

@@ -16,6 +16,7 @@ from tornado.httpclient import HTTPClientError, HTTPResponse
 from uait_server_ext.api.operation import PUBLIC, PUBLIC_OPERATIONS, Operation
 from uait_server_ext.api.v1 import operations
 from uait_server_ext.identity.jupyter_provider import ACTIONS
+from uait_server_ext.identity.jupyter_routes import OPEN, OWN, ROUTES
 from uait_server_ext.identity.principal import PERMISSIONS
 
 Fetch = Callable[..., Awaitable[HTTPResponse]]
@@ -119,11 +120,36 @@ async def test_a_cookie_without_the_xsrf_token_is_refused(
 
 def test_the_public_list_is_exactly_what_is_declared_public() -> None:
     declared = {op.key for op in operations() if op.permission == PUBLIC}
-    assert declared == PUBLIC_OPERATIONS == {"GET /health/live"}
+    assert declared == PUBLIC_OPERATIONS == PUBLIC_ROUTES
+
+
+# Written out a second time on purpose: who opens a route has to do it here, too.
+PUBLIC_ROUTES = {
+    "GET /health/live",
+    "GET /jwks.json",
+    "GET /login/methods",
+    "GET /login/oidc/{provider}",
+    "GET /login/oidc/{provider}/callback",
+    "POST /device",
+    "POST /invitation",
+    "POST /kernel-token",
+    "POST /login",
+    "POST /login/passkey",
+    "POST /login/passkey/options",
+    "POST /login/recovery",
+    "POST /login/totp",
+    "POST /password-reset",
+    "POST /setup",
+    "POST /token",
+    "POST /token/revoke",
+}
 
 
 def test_every_permission_is_used_and_has_an_action() -> None:
-    assert {op.permission for op in CLOSED} == set(PERMISSIONS)
+    routes = {name for by_method in ROUTES.values() for name in by_method.values()}
+    used = {op.permission for op in CLOSED} | routes
+    assert set(PERMISSIONS) <= used
+    assert used - set(PERMISSIONS) == {OPEN, OWN}
     assert {name.partition(":")[2] for name in PERMISSIONS} == set(ACTIONS)
 
 

@@ -37,6 +37,7 @@ def post(fetch: Fetch, name: str, action: str, body: dict[str, Any]) -> Awaitabl
         action,
         method="POST",
         body=json.dumps(body),
+        headers={"Content-Type": "application/json"},
         request_timeout=120,
     )
 

@@ -15,7 +15,12 @@ Fetch = Callable[..., Awaitable[HTTPResponse]]
 
 def chat(fetch: Fetch, body: dict[str, Any], accept: str = "*/*") -> Awaitable[HTTPResponse]:
     return fetch(
-        "uait", "v1", "chat", method="POST", body=json.dumps(body), headers={"Accept": accept}
+        "uait",
+        "v1",
+        "chat",
+        method="POST",
+        body=json.dumps(body),
+        headers={"Accept": accept, "Content-Type": "application/json"},
     )
 
 

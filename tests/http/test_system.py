@@ -14,6 +14,7 @@ from uait_server_ext import __version__
 from uait_server_ext.api.v1 import operations
 
 Fetch = Callable[..., Awaitable[HTTPResponse]]
+JSON = {"Content-Type": "application/json"}
 
 
 async def problem_of(awaitable: Awaitable[HTTPResponse]) -> dict[str, Any]:
@@ -88,7 +89,7 @@ async def test_collection_names_that_could_be_paths_are_refused(
 async def test_bad_json_is_422_with_its_place(jp_fetch: Fetch) -> None:
     path = ("uait", "v1", "collections", "docs", "search")
     for body in ("", "{", "[]", '{"query": 5}', '{"query": "x", "unknown": 1}', '{"query": ""}'):
-        problem = await problem_of(jp_fetch(*path, method="POST", body=body))
+        problem = await problem_of(jp_fetch(*path, method="POST", body=body, headers=dict(JSON)))
         assert problem["code"] == "invalid-input"
         assert problem["errors"]
 
@@ -96,7 +97,9 @@ async def test_bad_json_is_422_with_its_place(jp_fetch: Fetch) -> None:
 async def test_a_body_over_the_limit_is_413(jp_fetch: Fetch) -> None:
     body = json.dumps({"query": "x" * (1 << 20)})
     problem = await problem_of(
-        jp_fetch("uait", "v1", "collections", "docs", "search", method="POST", body=body)
+        jp_fetch(
+            *("uait", "v1", "collections", "docs", "search"), method="POST", body=body, headers=dict(JSON)
+        )
     )
     assert problem["code"] == "too-large"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
@@ -17,11 +18,22 @@ from jupyter_server.extension.handler import ExtensionHandlerMixin
 from tornado import web
 from tornado.iostream import StreamClosedError
 
-from uait_server_ext.errors import MethodNotAllowed, TooLarge, UaitError, problem
-from uait_server_ext.identity.jupyter_provider import require
+from uait_server_ext.errors import Busy, MethodNotAllowed, TooLarge, UaitError, problem
+from uait_server_ext.identity.jupyter_provider import (
+    UaitIdentityProvider,
+    require,
+    require_fresh,
+)
+from uait_server_ext.identity.principal import Principal
 from uait_server_ext.services import Services
 
+from .exchange import Reply, Request
+from .idempotency import IdempotencyKeys, idempotency_key, request_digest
 from .operation import PUBLIC, Call, Operation, adapter
+from .origin import refuse_cross_site
+from .parsing import check_content, check_path, parse_query
+from .rate import rate_headers, rate_subjects, refusal_headers
+from .security_headers import API_HEADERS
 from .stream import error_frame, frames, last
 
 MAX_BODY_BYTES = 1 << 20
@@ -76,34 +88,167 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
             allowed = ", ".join(sorted(self.operations))
             self.set_header("Allow", allowed)
             raise MethodNotAllowed(f"This path takes {allowed}, not {self.request.method}.")
+        request = self.described()
+        if "Authorization" not in self.request.headers:
+            refuse_cross_site(operation.method, self.request.headers, self.request.host)
         principal = None
         if operation.permission != PUBLIC:
             principal = await require(self, operation.permission)
+        await self.count(operation, principal, request.address)
+        if principal is not None and operation.sensitive:
+            await self.require_proof(principal)
         if len(self.request.body) > MAX_BODY_BYTES:
             raise TooLarge(
                 f"The request body has {len(self.request.body):,} bytes; "
                 f"the limit is {MAX_BODY_BYTES:,}. Send less."
             )
+        check_content(self.request.headers, self.request.body)
+        check_path(path)
         query = {
-            name: [value.decode("utf-8", "replace") for value in values]
-            for name, values in self.request.query_arguments.items()
-            # Jupyter's own: a way to log in, and JupyterLab's time stamp against caches.
-            if name != "token" and not name.isdecimal()
+            name: values
+            for name, values in parse_query(self.request.query_arguments).items()
+            # JupyterLab's time stamp against caches.
+            if not name.isdecimal() and not (name == "token" and not self.services.has_identity)
         }
         arguments = operation.arguments(path, query, self.request.body)
-        outcome = operation.function(Call(principal, self.services), **arguments)
+        call = Call(principal, self.services, request)
         if operation.streams and self.wants_stream():
-            await self.send_stream(outcome)
+            await self.send_stream(operation.function(call, **arguments))
             return
-        result = await (last(outcome) if operation.streams else outcome)
-        if result is None:
-            self.set_status(HTTPStatus.NO_CONTENT)
-            await self.finish()
-            return
-        self.set_header("Content-Type", "application/json")
-        await self.finish(
-            adapter(operation.response).dump_json(result), set_content_type="application/json"
+        key = idempotency_key(operation.method, self.request.headers)
+        if key is None or principal is None:
+            await self.respond(operation, call, arguments)
+        else:
+            await self.respond_once(operation, call, arguments, key)
+
+    async def respond_once(
+        self, operation: Operation, call: Call, arguments: dict[str, Any], key: str
+    ) -> None:
+        """Run the operation unless a request with this key has; then answer as that did."""
+        keys = IdempotencyKeys((await self.services.foundation()).database)
+        principal = call.principal
+        # A person's session or token may be renewed between a request and its repetition.
+        by_key = principal.kind == "api-key" and principal.credential
+        who = by_key or principal.id
+        kept = await keys.begin(
+            who, key, request_digest(operation.method, self.request.uri or "", self.request.body)
         )
+        if kept:
+            self.set_status(kept.status)
+            self.set_header("Idempotency-Replayed", "true")
+            if kept.status == HTTPStatus.NO_CONTENT:
+                await self.finish()
+            else:
+                await self.finish(kept.body, set_content_type=kept.content_type)
+            return
+        try:
+            content = await self.respond(operation, call, arguments)
+        except BaseException:
+            await asyncio.shield(keys.release(who, key))
+            raise
+        await keys.keep(
+            who,
+            key,
+            self.get_status(),
+            operation.content_type,
+            None if operation.secret else content,
+        )
+
+    async def respond(self, operation: Operation, call: Call, arguments: dict[str, Any]) -> bytes:
+        """Run the operation, send its result and return what was sent."""
+        outcome = operation.function(call, **arguments)
+        result = await (last(outcome) if operation.streams else outcome)
+        self.apply(call.reply)
+        if result is None:
+            if self.get_status() == HTTPStatus.OK:
+                self.set_status(HTTPStatus.NO_CONTENT)
+            await self.finish()
+            return b""
+        if isinstance(result, str):
+            content = result.encode()
+        elif isinstance(result, bytes):
+            content = result
+        else:
+            content = adapter(operation.response).dump_json(result)
+        await self.finish(content, set_content_type=operation.content_type)
+        return content
+
+    def set_default_headers(self) -> None:
+        """Answers of the API are never a page and never kept by a cache."""
+        super().set_default_headers()
+        for name, value in API_HEADERS.items():
+            self.set_header(name, value)
+
+    async def count(self, operation: Operation, principal: Principal | None, address: str) -> None:
+        """Count the request against its user, key and address.
+
+        Raises:
+            Busy: one of them is over its limit.
+        """
+        if self.services.limits is None:
+            return
+        allowance = await self.services.limits.hit(
+            operation.rate, rate_subjects(principal, address)
+        )
+        for name, value in rate_headers(operation.rate, allowance).items():
+            self.set_header(name, value)
+
+    async def require_proof(self, principal: Principal) -> None:
+        """Let a sensitive operation pass with a fresh login, or with a signature of an API key."""
+        require_fresh(principal)
+        if principal.kind == "api-key" and principal.credential:
+            from uait_server_ext.identity.signatures import SignedRequest
+
+            request = self.request
+            await self.services.identity.signatures.require(
+                principal.credential,
+                SignedRequest(
+                    method=request.method or "",
+                    url=request.full_url(),
+                    headers=list(request.headers.get_all()),
+                    body=request.body,
+                ),
+            )
+
+    def described(self) -> Request:
+        """Return the facts of this request that operations may see."""
+        request = self.request
+        facts = Request(
+            address=request.remote_ip or "",
+            user_agent=request.headers.get("User-Agent", "")[:200],
+            secure=request.protocol == "https",
+            origin=f"{request.protocol}://{request.host}",
+            base_url=self.base_url,
+            method=request.method or "",
+            path=request.path,
+        )
+        provider = self.identity_provider
+        if not isinstance(provider, UaitIdentityProvider):
+            return facts
+        return replace(
+            facts,
+            address=provider.address(self),
+            origin=provider.origin(self),
+            secure=provider.is_secure(self),
+            session_secret=provider.session_secret(self),
+            binding=provider.binding(self),
+        )
+
+    def apply(self, reply: Reply) -> None:
+        """Set what the operation asked for besides its content."""
+        provider = self.identity_provider
+        if isinstance(provider, UaitIdentityProvider):
+            if reply.session_secret:
+                provider.set_session_cookie(self, reply.session_secret)
+            elif reply.session_cleared:
+                provider.clear_session_cookie(self)
+            if reply.binding:
+                provider.set_binding_cookie(self, reply.binding)
+        for name, value in reply.headers.items():
+            self.set_header(name, value)
+        if reply.location:
+            self.set_status(HTTPStatus.FOUND)
+            self.set_header("Location", reply.location)
 
     def wants_stream(self) -> bool:
         """Tell whether a streaming operation is answered as a stream or as its last event."""
@@ -114,6 +259,7 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         """Write events as they come; an error after the first bytes becomes the last event."""
         stream = frames(events)
         started = False
+        self.hold()
         try:
             async for text in stream:
                 if not started:
@@ -135,8 +281,21 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
             self.log.exception("%s failed in the middle of its stream", self.request.path)
             self.write(error_frame(internal_problem()))
         finally:
+            self.release()
             await stream.aclose()  # type: ignore[attr-defined]
         await self.finish(set_content_type="text/event-stream")
+
+    def hold(self) -> None:
+        """Let the stream end when the login that opened it does."""
+        provider = self.identity_provider
+        if isinstance(provider, UaitIdentityProvider) and self.running:
+            provider.hold(self, self.running.cancel)
+
+    def release(self) -> None:
+        """Watch the stream's login no longer."""
+        provider = self.identity_provider
+        if isinstance(provider, UaitIdentityProvider):
+            provider.connections.release(self)
 
     def on_connection_close(self) -> None:
         """Cancel the operation: the client that asked for it has gone."""
@@ -168,11 +327,29 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
             self.set_header("WWW-Authenticate", "Bearer")
         if retry_after := error.extensions.get("retry_after"):
             self.set_header("Retry-After", str(retry_after))
-        self.finish(json.dumps(error.problem()), set_content_type=PROBLEM_JSON)
+        operation = self.operations.get(self.request.method or "")
+        if operation and isinstance(error, Busy):
+            for name, value in refusal_headers(operation.rate, error).items():
+                self.set_header(name, value)
+        self.finish_problem(error.problem())
+
+    def finish_problem(self, document: dict[str, Any]) -> None:
+        """Send a problem document; a person whose browser was sent here gets it as a page."""
+        navigates = self.request.headers.get("Sec-Fetch-Mode") == "navigate"
+        if not (navigates and self.services.has_identity):
+            self.finish(json.dumps(document), set_content_type=PROBLEM_JSON)
+            return
+        from uait_server_ext.identity.jupyter_pages import POLICY, problem_page
+
+        self.set_header("Content-Security-Policy", POLICY)
+        page = problem_page(document, self.base_url)
+        self.finish(page, set_content_type="text/html; charset=utf-8")
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Turn what Jupyter or tornado raised into a problem document."""
         error = (kwargs.get("exc_info") or (None, None, None))[1]
+        if status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            self.set_header("Allow", ", ".join(sorted(self.operations)))
         if status_code == HTTPStatus.UNAUTHORIZED:
             self.set_header("WWW-Authenticate", "Bearer")
             body = problem(
@@ -181,13 +358,17 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
                 "This operation needs a login. Send `Authorization: token …` or log in to "
                 "JupyterLab.",
             )
+        elif isinstance(error, web.HTTPError) and isinstance(error.__cause__, UaitError):
+            body = error.__cause__.problem()
+            if retry_after := error.__cause__.extensions.get("retry_after"):
+                self.set_header("Retry-After", str(retry_after))
         elif isinstance(error, web.HTTPError) and status_code < 500:
             detail = error.log_message % error.args if error.log_message else ""
             code = "permission-denied" if status_code == HTTPStatus.FORBIDDEN else "bad-request"
             body = problem(status_code, code, detail or HTTPStatus(status_code).description)
         else:
             body = internal_problem()
-        self.finish(json.dumps(body), set_content_type=PROBLEM_JSON)
+        self.finish_problem(body)
 
 
 class PublicOperationHandler(OperationHandler):
@@ -197,8 +378,15 @@ class PublicOperationHandler(OperationHandler):
     async def get(self, **path: str) -> None:
         await self.run(path)
 
+    @allow_unauthenticated
+    async def post(self, **path: str) -> None:
+        await self.run(path)
+
     def is_public(self) -> bool:
         return True
+
+    def check_xsrf_cookie(self) -> None:
+        """Ask for no XSRF token: programs have none, and `refuse_cross_site` keeps sites out."""
 
 
 def internal_problem() -> dict[str, Any]:

@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
+
+from uait_server_ext.schema import Schema
 
 from .operation import PUBLIC, Operation
 
@@ -19,7 +21,7 @@ PREFIX = "/uait/v1"
 REFERENCE = "#/components/schemas/{model}"
 
 
-class Problem(BaseModel):
+class Problem(Schema):
     """A problem document (RFC 9457)."""
 
     type: str
@@ -65,7 +67,8 @@ def document(
                     "type": "apiKey",
                     "in": "header",
                     "name": "Authorization",
-                    "description": "`token <T>` or `Bearer <T>`",
+                    "description": "`Bearer <T>`: an access token or API key; under Jupyter's "
+                    "own login `token <T>`",
                 },
                 "session": {
                     "type": "apiKey",
@@ -88,6 +91,7 @@ def describe(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         "tags": [op.path.split("/")[1].partition(".")[0]],
         "x-permission": op.permission,
         "x-rate-class": op.rate,
+        "x-sensitive": op.sensitive,
         "responses": responses(op, schemas),
     }
     if op.permission == PUBLIC:
@@ -128,11 +132,14 @@ def responses(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
             str(HTTPStatus.NO_CONTENT.value): {"description": "Done."},
             "default": failure,
         }
+    if op.content_type != "application/json":
+        text = {op.content_type: {"schema": {"type": "string"}}}
+        return {"200": {"description": op.summary, "content": text}, "default": failure}
     schema = schemas[(op.key, "out")]
     content: dict[str, Any] = {"application/json": {"schema": schema}}
     if op.streams:
         content = {
-            "text/event-stream": {"schema": {"type": "string"}, "x-event-schema": schema},
+            "text/event-stream": {"x-event-schema": schema},
             "application/json": {"schema": schema},
         }
     return {"200": {"description": op.summary, "content": content}, "default": failure}

@@ -7,8 +7,9 @@ An operation is an async function. Its parameters say where they come from:
 - `body` is the JSON body, a pydantic model;
 - every other parameter is a query parameter.
 
-Its return annotation says what comes back: a pydantic model (JSON), `None` (204), or
-`AsyncIterator[Event]` (server-sent events, the last of which is the result).
+Its return annotation says what comes back: a pydantic model (JSON), `None` (204), `str` or `bytes`
+(text of the declared content type), or `AsyncIterator[Event]` (server-sent events, the last of
+which is the result).
 """
 
 from __future__ import annotations
@@ -17,38 +18,78 @@ import inspect
 import re
 import typing
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
 
-from uait_server_ext.errors import InvalidInput
+from uait_server_ext.errors import InvalidInput, Unauthenticated
 from uait_server_ext.identity.principal import PERMISSIONS, Principal
+from uait_server_ext.resilience.limits import RateClass
+
+from .exchange import Reply, Request
+from .parsing import parse_json
 
 if TYPE_CHECKING:
     from uait_server_ext.services import Services
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
-RateClass = Literal["read", "write", "inference", "ingest", "probe"]
-
 PUBLIC = "public"
 """The permission of an operation that needs no login."""
 
-PUBLIC_OPERATIONS = frozenset({"GET /health/live"})
+PUBLIC_OPERATIONS = frozenset(
+    {
+        "GET /health/live",
+        "GET /jwks.json",
+        "GET /login/methods",
+        "GET /login/oidc/{provider}",
+        "GET /login/oidc/{provider}/callback",
+        "POST /device",
+        "POST /invitation",
+        "POST /kernel-token",
+        "POST /login",
+        "POST /login/passkey",
+        "POST /login/passkey/options",
+        "POST /login/recovery",
+        "POST /login/totp",
+        "POST /password-reset",
+        "POST /setup",
+        "POST /token",
+        "POST /token/revoke",
+    }
+)
 """The written list: an operation not named here cannot be declared public."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of an operation: who calls, and the services that answer."""
+    """One call of an operation: who calls, how, and the services that answer."""
 
-    principal: Principal | None
+    caller: Principal | None
     services: Services
+    request: Request = field(default_factory=Request)
+    reply: Reply = field(default_factory=Reply)
+
+    @property
+    def principal(self) -> Principal:
+        """Return who calls.
+
+        Raises:
+            Unauthenticated: nobody: only a public operation may be called so.
+        """
+        if self.caller is None:
+            raise Unauthenticated("This operation needs a login.")
+        return self.caller
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Operation:
-    """A declared operation; built by `operation`, run by the handler, described by OpenAPI."""
+    """A declared operation; built by `operation`, run by the handler, described by OpenAPI.
+
+    What its annotations say is worked out when it is first called: a start declares some seventy
+    operations and calls few.
+    """
 
     method: Method
     path: str
@@ -58,11 +99,47 @@ class Operation:
     doc: str
     function: Callable[..., Any]
     path_parameters: tuple[str, ...]
-    parameters: type[BaseModel]
-    body: type[BaseModel] | None
-    body_optional: bool
-    response: Any
-    streams: bool
+    sensitive: bool = False
+    secret: bool = False
+    open_query: bool = False
+    content_type: str = "application/json"
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        """Return the function's annotations, resolved."""
+        return typing.get_type_hints(self.function, include_extras=True)
+
+    @cached_property
+    def parameters(self) -> type[BaseModel]:
+        """Return the model of path and query parameters."""
+        fields: dict[str, Any] = {
+            name: (self.hints[name], ... if p.default is p.empty else p.default)
+            for name, p in inspect.signature(self.function).parameters.items()
+            if name not in ("call", "body")
+        }
+        config = ConfigDict(extra="ignore" if self.open_query else "forbid")
+        return create_model(f"{self.name}_parameters", __config__=config, **fields)
+
+    @property
+    def body(self) -> type[BaseModel] | None:
+        """Return the model of the JSON body, none where there is no body."""
+        return self.hints.get("body")
+
+    @property
+    def body_optional(self) -> bool:
+        """Tell whether the body may be left out."""
+        return self.body is not None and accepts_empty(self.body)
+
+    @cached_property
+    def streams(self) -> bool:
+        """Tell whether the answer is a stream of events."""
+        return typing.get_origin(self.hints["return"]) is AsyncIterator
+
+    @property
+    def response(self) -> Any:
+        """Return the annotation of the answer, or of a stream's events."""
+        response = self.hints["return"]
+        return typing.get_args(response)[0] if self.streams else response
 
     @property
     def key(self) -> str:
@@ -94,7 +171,9 @@ class Operation:
             arguments = {name: getattr(validated, name) for name in self.parameters.model_fields}
             if self.body:
                 content = body or (b"{}" if self.body_optional else b"")
-                arguments["body"] = self.body.model_validate_json(content)
+                check_json(content)
+                # Strict: `true` is no number and `"7"` is none, as the description says.
+                arguments["body"] = self.body.model_validate_json(content, strict=True)
             elif body.strip():
                 raise InvalidInput(f"{self.key} takes no request body. Send none.")
         except ValidationError as error:
@@ -103,9 +182,24 @@ class Operation:
 
 
 def operation(
-    method: Method, path: str, *, permission: str, rate: RateClass
+    method: Method,
+    path: str,
+    *,
+    permission: str,
+    rate: RateClass,
+    sensitive: bool = False,
+    secret: bool = False,
+    open_query: bool = False,
+    content_type: str = "application/json",
 ) -> Callable[[Callable[..., Any]], Operation]:
     """Declare an operation on an async function (or async generator function).
+
+    Args:
+        sensitive: it needs a recent proof of who calls: a fresh login, or a signed request where
+            an API key calls.
+        secret: its answer holds a secret, which no store of answers may keep.
+        open_query: query parameters that are not declared are ignored and not refused.
+        content_type: of the answer, where that is text.
 
     Raises:
         ValueError: unknown permission, a public operation that is not on the written list, or a
@@ -119,19 +213,9 @@ def operation(
         raise ValueError(f"{key} names the unknown permission {permission}")
 
     def declare(function: Callable[..., Any]) -> Operation:
-        hints = typing.get_type_hints(function, include_extras=True)
-        declared = inspect.signature(function).parameters
         in_path = tuple(re.findall(r"\{(\w+)\}", path))
-        if missing := set(in_path) - set(declared):
+        if missing := set(in_path) - set(inspect.signature(function).parameters):
             raise ValueError(f"{key}: the function has no parameter {missing}")
-        fields: dict[str, Any] = {
-            name: (hints[name], ... if p.default is p.empty else p.default)
-            for name, p in declared.items()
-            if name not in ("call", "body")
-        }
-        body = hints.get("body")
-        response = hints["return"]
-        streams = typing.get_origin(response) is AsyncIterator
         return Operation(
             method=method,
             path=path,
@@ -141,16 +225,22 @@ def operation(
             doc=inspect.cleandoc(function.__doc__ or ""),
             function=function,
             path_parameters=in_path,
-            parameters=create_model(
-                f"{function.__name__}_parameters", __config__=ConfigDict(extra="forbid"), **fields
-            ),
-            body=body,
-            body_optional=body is not None and accepts_empty(body),
-            response=typing.get_args(response)[0] if streams else response,
-            streams=streams,
+            sensitive=sensitive,
+            secret=secret,
+            open_query=open_query,
+            content_type=content_type,
         )
 
     return declare
+
+
+def check_json(content: bytes) -> None:
+    """Refuse a body that is not JSON within the bounds, in the form of every bad input."""
+    try:
+        parse_json(content)
+    except InvalidInput as error:
+        error.extensions.setdefault("errors", [{"location": "body", "message": error.detail}])
+        raise
 
 
 def accepts_empty(model: type[BaseModel]) -> bool:

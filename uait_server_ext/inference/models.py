@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from uait_server_ext.schema import Schema
 
 if TYPE_CHECKING:  # numpy costs 80 ms that a server start need not pay
     from typing import TypeAlias
@@ -22,7 +24,7 @@ ModelState = Literal["not-pulled", "pulled", "loading", "loaded", "failed"]
 EmbedPurpose = Literal["query", "ingest"]
 
 
-class Message(BaseModel):
+class Message(Schema):
     """One turn of a conversation."""
 
     model_config = ConfigDict(extra="forbid")
@@ -30,14 +32,14 @@ class Message(BaseModel):
     content: str
 
 
-class Usage(BaseModel):
+class Usage(Schema):
     """Tokens counted by the model's own tokenizer."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(Schema):
     """A request for one completion."""
 
     model_config = ConfigDict(extra="forbid")
@@ -52,14 +54,14 @@ class ChatRequest(BaseModel):
     stop: list[str] = Field(default_factory=list, max_length=8)
 
 
-class TextDelta(BaseModel):
+class TextDelta(Schema):
     """The next piece of the model's text."""
 
     type: Literal["delta"] = "delta"
     text: str
 
 
-class ChatDone(BaseModel):
+class ChatDone(Schema):
     """The last event of a completion: the whole text and what it took."""
 
     type: Literal["done"] = "done"
@@ -77,7 +79,7 @@ class ChatDone(BaseModel):
 ChatEvent = Annotated[TextDelta | ChatDone, Field(discriminator="type")]
 
 
-class ModelInfo(BaseModel):
+class ModelInfo(Schema):
     """One model of the catalogue and how it stands on this machine."""
 
     id: str
@@ -129,7 +131,7 @@ class Embedder(Protocol):
         ...
 
 
-class PullProgress(BaseModel):
+class PullProgress(Schema):
     """How far the download of one model is."""
 
     model: str

@@ -10,7 +10,6 @@ from pathlib import Path
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-
 JOINER = "\u2060"  # word joiner: takes no space and has no meaning, but the marker is one no more
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from uait_server_ext.inference.models import DEFAULT_MODEL, Usage
+from uait_server_ext.schema import Schema
 
 COLLECTION_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 DEFAULT_COLLECTION = "default"
@@ -15,7 +16,7 @@ SearchMode = Literal["hybrid", "text", "dense"]
 FileState = Literal["added", "changed", "unchanged", "removed", "failed"]
 
 
-class Place(BaseModel):
+class Place(Schema):
     """Where in a document a passage stands: character span of its text, and the same for people."""
 
     start: int = Field(description="First character of the passage in the document's text.")
@@ -26,7 +27,7 @@ class Place(BaseModel):
     line: int | None = Field(None, description="First line, counted from 1.")
 
 
-class Hit(BaseModel):
+class Hit(Schema):
     """One passage that retrieval found, with the scores that put it there."""
 
     document_id: int
@@ -42,7 +43,7 @@ class Hit(BaseModel):
     dense_score: float | None = Field(None, description="Cosine similarity to the query.")
 
 
-class Citation(BaseModel):
+class Citation(Schema):
     """A numbered pointer from an answer to the passage that supports it."""
 
     number: int
@@ -52,7 +53,7 @@ class Citation(BaseModel):
     quote: str
 
 
-class Answer(BaseModel):
+class Answer(Schema):
     """An answer with its evidence."""
 
     question: str
@@ -71,7 +72,7 @@ class Answer(BaseModel):
     first_token_seconds: float | None = None
 
 
-class SearchRequest(BaseModel):
+class SearchRequest(Schema):
     """A search in one collection."""
 
     model_config = ConfigDict(extra="forbid")
@@ -80,14 +81,14 @@ class SearchRequest(BaseModel):
     mode: SearchMode = "hybrid"
 
 
-class SearchResponse(BaseModel):
+class SearchResponse(Schema):
     """Hits, best first."""
 
     hits: list[Hit]
     seconds: float
 
 
-class AskRequest(BaseModel):
+class AskRequest(Schema):
     """A question to one collection."""
 
     model_config = ConfigDict(extra="forbid")
@@ -98,7 +99,7 @@ class AskRequest(BaseModel):
     phrase: bool = Field(True, description="Let the model phrase an answer after the extract.")
 
 
-class EvidenceEvent(BaseModel):
+class EvidenceEvent(Schema):
     """What retrieval found, sent before the first token."""
 
     type: Literal["evidence"] = "evidence"
@@ -107,14 +108,14 @@ class EvidenceEvent(BaseModel):
     citations: list[Citation]
 
 
-class AnswerDelta(BaseModel):
+class AnswerDelta(Schema):
     """The next piece of the model's phrasing."""
 
     type: Literal["delta"] = "delta"
     text: str
 
 
-class AnswerDone(BaseModel):
+class AnswerDone(Schema):
     """The last event: the whole answer."""
 
     type: Literal["done"] = "done"
@@ -124,7 +125,7 @@ class AnswerDone(BaseModel):
 AskEvent = Annotated[EvidenceEvent | AnswerDelta | AnswerDone, Field(discriminator="type")]
 
 
-class IngestRequest(BaseModel):
+class IngestRequest(Schema):
     """Add a file or a folder to a collection, which is created if it is not there."""
 
     model_config = ConfigDict(extra="forbid")
@@ -135,7 +136,7 @@ class IngestRequest(BaseModel):
     )
 
 
-class IngestStarted(BaseModel):
+class IngestStarted(Schema):
     """How much there is to do."""
 
     type: Literal["started"] = "started"
@@ -143,7 +144,7 @@ class IngestStarted(BaseModel):
     files: int
 
 
-class FileReport(BaseModel):
+class FileReport(Schema):
     """What became of one file. `added`, `changed` and `removed` are sent after the commit."""
 
     type: Literal["file"] = "file"
@@ -154,7 +155,7 @@ class FileReport(BaseModel):
     error: str | None = Field(None, description="Of a failed file: what happened, what to do.")
 
 
-class IngestDone(BaseModel):
+class IngestDone(Schema):
     """The last event: the count of each state."""
 
     type: Literal["done"] = "done"
@@ -172,14 +173,14 @@ class IngestDone(BaseModel):
 IngestEvent = Annotated[IngestStarted | FileReport | IngestDone, Field(discriminator="type")]
 
 
-class PendingFile(BaseModel):
+class PendingFile(Schema):
     """A file that an ingest took on and has not finished, or could not read."""
 
     path: str
     error: str | None = None
 
 
-class CollectionStatus(BaseModel):
+class CollectionStatus(Schema):
     """A collection in numbers, and what is left to do."""
 
     name: str
@@ -194,13 +195,13 @@ class CollectionStatus(BaseModel):
     disk_bytes: int
 
 
-class CollectionList(BaseModel):
+class CollectionList(Schema):
     """All collections, by name."""
 
     collections: list[CollectionStatus]
 
 
-class DocumentInfo(BaseModel):
+class DocumentInfo(Schema):
     """One document of a collection."""
 
     id: int
@@ -212,7 +213,7 @@ class DocumentInfo(BaseModel):
     ingested_at: str = Field(description="UTC, ISO 8601.")
 
 
-class DocumentList(BaseModel):
+class DocumentList(Schema):
     """Documents of one collection, by path."""
 
     documents: list[DocumentInfo]

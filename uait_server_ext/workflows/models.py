@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import Field, TypeAdapter
+
+from uait_server_ext.schema import Schema
 
 
-class RunJob(BaseModel):
+class RunJob(Schema):
     """One notebook to execute."""
 
     notebook: Path
@@ -20,7 +22,7 @@ class RunJob(BaseModel):
     html: Path | None = Field(None, description="Where to write the executed notebook as HTML.")
 
 
-class CellStarted(BaseModel):
+class CellStarted(Schema):
     """A cell begins."""
 
     type: Literal["cell"] = "cell"
@@ -28,7 +30,7 @@ class CellStarted(BaseModel):
     cells: int
 
 
-class CellOutput(BaseModel):
+class CellOutput(Schema):
     """What a finished cell shows, as plain text."""
 
     type: Literal["output"] = "output"
@@ -36,7 +38,7 @@ class CellOutput(BaseModel):
     text: str
 
 
-class RunFinished(BaseModel):
+class RunFinished(Schema):
     """The end of a run. The executed notebook is kept in every case."""
 
     type: Literal["finished"] = "finished"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pydantic import BaseModel
+from traitlets.config import Config
 
 from .models import EXIT_CODES, CellOutput, CellStarted, RunFinished, RunJob
 
@@ -55,6 +56,8 @@ class RunWorker:
                 execution_timeout=self.job.cell_timeout,
                 on_cell_start=self.cell_started,
                 on_cell_executed=self.cell_executed,
+                # Other users of this machine read a kernel's ports otherwise.
+                config=Config({"KernelManager": {"transport_encryption": "auto"}}),
             )
         except PapermillExecutionError as error:
             return RunFinished(

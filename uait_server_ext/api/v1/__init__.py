@@ -4,14 +4,40 @@ from __future__ import annotations
 
 from uait_server_ext.api.operation import Operation
 
-from . import knowledge, models, system
+from . import (
+    account,
+    audit,
+    factors,
+    kernels,
+    knowledge,
+    login,
+    models,
+    oidc,
+    system,
+    tokens,
+    users,
+    vault,
+)
 
 
 def operations() -> list[Operation]:
     """Return every operation of version 1, in the order of their declaration."""
     return [
         declared
-        for module in (system, models, knowledge)
+        for module in (
+            system,
+            models,
+            knowledge,
+            login,
+            oidc,
+            account,
+            factors,
+            tokens,
+            users,
+            kernels,
+            vault,
+            audit,
+        )
         for declared in vars(module).values()
         if isinstance(declared, Operation)
     ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
-from pydantic import BaseModel
-
 from uait_server_ext.api.operation import Call, operation
 from uait_server_ext.inference.models import ChatEvent, ChatRequest, ModelInfo
+from uait_server_ext.schema import Schema
 
 
-class ModelList(BaseModel):
+class ModelList(Schema):
     """The catalogue as it stands on this machine."""
 
     models: list[ModelInfo]

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from uait_server_ext._version import __version__
 from uait_server_ext.api.operation import PUBLIC, Call, operation
+from uait_server_ext.schema import Schema
 from uait_server_ext.services import ServiceState
 
 
-class Live(BaseModel):
+class Live(Schema):
     """The process answers."""
 
     live: Literal[True] = True
 
 
-class Health(BaseModel):
+class Health(Schema):
     """Whether the server can do its work, and the state of each part."""
 
     live: Literal[True] = True

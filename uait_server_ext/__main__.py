@@ -1,0 +1,5 @@
+"""Run the `uait` command as `python -m uait_server_ext`."""
+
+from .cli import main
+
+main()
