@@ -40,6 +40,10 @@ class Token:
         """Return the header that proves who is asking; none without a token."""
         return {"Authorization": f"token {self._value}"} if self else {}
 
+    def refused(self) -> bool:
+        """Hear that the server refused this token; tell whether another try can end otherwise."""
+        return False
+
 
 @dataclass(frozen=True)
 class Endpoint:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 
 from .endpoint import Server
-from .errors import NoAnswer, UaitClientError, UnexpectedAnswer, from_problem
+from .errors import NoAnswer, UaitClientError, Unauthenticated, UnexpectedAnswer, from_problem
 from .event_stream import PIECE_BYTES, EventStream, Json, disconnect, read_object
 
 CONNECT_SECONDS = 5.0
@@ -83,7 +83,26 @@ class Transport:
         accept: str,
         timeout: float,
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """Send a request and return the response after its headers; an error status is raised."""
+        """Send a request and return the response after its headers; an error status is raised.
+
+        A kernel's token ends early when its owner's account changes: then once more with a new one.
+        """
+        try:
+            return self._send(method, segments, body, accept, timeout)
+        except Unauthenticated:
+            if not self.server.token.refused():
+                raise
+        return self._send(method, segments, body, accept, timeout)
+
+    def _send(
+        self,
+        method: str,
+        segments: tuple[str, ...],
+        body: Json | None,
+        accept: str,
+        timeout: float,
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """Send a request once."""
         path = self.server.endpoint.path("uait", "v1", *segments)
         headers = {"Accept": accept, "Connection": "close", **self.server.token.headers()}
         payload = None
