@@ -3,6 +3,9 @@
 ::
 
     <data>/                 jupyter_data_dir()/uait, or UaitApp.data_dir
+      uait.db               people, keys, secrets, the audit log
+      audit.anchor          the audit log's head, outside the database
+      keys/                 the master key, where its source is a file
       knowledge/<name>/     one folder a collection
       models/<id>/          model files, verified; shared by every server of this user
 

@@ -1,0 +1,1 @@
+"""Sub-commands of `uait`, one module each."""
