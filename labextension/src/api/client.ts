@@ -98,7 +98,7 @@ export class ApiClient implements IApi {
     const path = template.replace('{collection}', encodeURIComponent(collection));
     const response = await this._request(path, {
       method: 'POST',
-      headers: { Accept: 'text/event-stream' },
+      headers: { Accept: 'text/event-stream', 'Content-Type': 'application/json' },
       body: JSON.stringify(body),
       signal
     });

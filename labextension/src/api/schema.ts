@@ -4,6 +4,66 @@
  */
 
 export interface paths {
+    "/uait/v1/audit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List security events, newest first.
+         * @description List security events, newest first.
+         */
+        get: operations["query_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/audit/export": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Export events as JSON lines, oldest first; go on with `after` the last line's sequence.
+         * @description Export events as JSON lines, oldest first; go on with `after` the last line's sequence.
+         */
+        get: operations["export_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/audit/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Check that no event was changed, removed or cut off.
+         * @description Check that no event was changed, removed or cut off.
+         */
+        get: operations["verify_audit"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/uait/v1/chat": {
         parameters: {
             query?: never;
@@ -154,6 +214,74 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/uait/v1/device": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin a login that a person finishes in their browser (RFC 8628).
+         * @description Begin a login that a person finishes in their browser (RFC 8628).
+         */
+        post: operations["begin_device_login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/groups": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the groups by name.
+         * @description List the groups by name.
+         */
+        get: operations["list_groups"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/groups/{group}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Describe a group.
+         * @description Describe a group.
+         */
+        get: operations["get_group"];
+        /**
+         * Make a group or change its roles and members; their sessions end where they are affected.
+         * @description Make a group or change its roles and members; their sessions end where they are affected.
+         */
+        put: operations["put_group"];
+        post?: never;
+        /**
+         * Delete a group; its members lose its roles.
+         * @description Delete a group; its members lose its roles.
+         */
+        delete: operations["delete_group"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/uait/v1/health": {
         parameters: {
             query?: never;
@@ -189,6 +317,670 @@ export interface paths {
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/invitation": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make an account with an invitation's link.
+         * @description Make an account with an invitation's link.
+         */
+        post: operations["accept_invitation"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/jwks.json": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the public keys with which access tokens are verified.
+         * @description Return the public keys with which access tokens are verified.
+         */
+        get: operations["jwks"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/kernel-token": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give a kernel of this server an access token for the proof that it holds its own key.
+         * @description Give a kernel of this server an access token for the proof that it holds its own key.
+         *
+         *     The proof is the HMAC-SHA-256, by the key of the kernel's connection file, of
+         *     `uait-kernel-token/1|<kernel id>|<timestamp>|<nonce>|<server address>`.
+         */
+        post: operations["kernel_token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Log in with user name and password; where a second factor is set up, it must follow.
+         * @description Log in with user name and password; where a second factor is set up, it must follow.
+         *
+         *     After some failures an account takes no login for a while (429 with `Retry-After`), except from
+         *     browsers in which its owner has logged in before.
+         */
+        post: operations["login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/methods": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Tell what the login page offers.
+         * @description Tell what the login page offers.
+         */
+        get: operations["login_methods"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/oidc/{provider}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Send the browser to an identity provider; `next` is where it goes after the login.
+         * @description Send the browser to an identity provider; `next` is where it goes after the login.
+         */
+        get: operations["begin_provider_login"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/oidc/{provider}/callback": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Take the browser back from an identity provider: log in, or link the account.
+         * @description Take the browser back from an identity provider: log in, or link the account.
+         *
+         *     What else a provider adds to the query is ignored (RFC 6749 section 4.1.2).
+         */
+        get: operations["finish_provider_login"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/passkey": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Log in by passkey. In a browser that is logged in, it is a fresh proof of who is there.
+         * @description Log in by passkey. In a browser that is logged in, it is a fresh proof of who is there.
+         */
+        post: operations["finish_passkey_login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/passkey/options": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin a login by passkey: the options for `navigator.credentials.get`.
+         * @description Begin a login by passkey: the options for `navigator.credentials.get`.
+         */
+        post: operations["begin_passkey_login"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/recovery": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Complete a login by a recovery code. Each code serves once.
+         * @description Complete a login by a recovery code. Each code serves once.
+         */
+        post: operations["log_in_with_recovery_code"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/login/totp": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Complete a login by a code of the authenticator app. Each code serves once.
+         * @description Complete a login by a code of the authenticator app. Each code serves once.
+         */
+        post: operations["log_in_with_totp"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/logout": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * End this session, or the login to which this access token belongs.
+         * @description End this session, or the login to which this access token belongs.
+         */
+        post: operations["logout"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Tell who one is and what one may do with the credential that was sent.
+         * @description Tell who one is and what one may do with the credential that was sent.
+         */
+        get: operations["me"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        /**
+         * Change one's displayed name; roles and the like are not one's own to change.
+         * @description Change one's displayed name; roles and the like are not one's own to change.
+         */
+        patch: operations["change_me"];
+        trace?: never;
+    };
+    "/uait/v1/me/accounts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the accounts at identity providers with which one can log in.
+         * @description List the accounts at identity providers with which one can log in.
+         */
+        get: operations["list_accounts"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/accounts/{provider}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Unlink one's account at a provider; one's other sessions end.
+         * @description Unlink one's account at a provider; one's other sessions end.
+         */
+        delete: operations["unlink_account"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/accounts/{provider}/link": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin to link an account at a provider to oneself: the browser goes to `url`.
+         * @description Begin to link an account at a provider to oneself: the browser goes to `url`.
+         */
+        post: operations["begin_account_link"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/devices": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the clients that you have logged in, the one used last first.
+         * @description List the clients that you have logged in, the one used last first.
+         */
+        get: operations["list_devices"];
+        put?: never;
+        /**
+         * Approve or deny the login under a code; in person, not by a token or key.
+         * @description Approve or deny the login under a code; in person, not by a token or key.
+         */
+        post: operations["decide_device"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/devices/lookup": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Tell who asks to be logged in under a code, before you decide.
+         * @description Tell who asks to be logged in under a code, before you decide.
+         */
+        post: operations["look_at_device"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/devices/{device}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Log a client out; its tokens end at once.
+         * @description Log a client out; its tokens end at once.
+         */
+        delete: operations["end_device"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List your second factors.
+         * @description List your second factors.
+         */
+        get: operations["list_factors"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/passkeys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Add a passkey. Your other logins end.
+         * @description Add a passkey. Your other logins end.
+         */
+        post: operations["add_passkey"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/passkeys/options": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin to add a passkey: the options for `navigator.credentials.create`.
+         * @description Begin to add a passkey: the options for `navigator.credentials.create`.
+         */
+        post: operations["begin_passkey"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/recovery-codes": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make ten new recovery codes; the old ones are void. Your other logins end.
+         * @description Make ten new recovery codes; the old ones are void. Your other logins end.
+         */
+        post: operations["renew_recovery_codes"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/totp": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin with an authenticator app: the secret and its QR code. Confirm it with a code.
+         * @description Begin with an authenticator app: the secret and its QR code. Confirm it with a code.
+         */
+        post: operations["begin_totp"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/totp/{factor}/confirm": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make an authenticator app count, by a first code. Your other logins end.
+         * @description Make an authenticator app count, by a first code. Your other logins end.
+         */
+        post: operations["confirm_totp"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/factors/{factor}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Remove an authenticator app or a passkey. Your other logins end.
+         * @description Remove an authenticator app or a passkey. Your other logins end.
+         */
+        delete: operations["remove_factor"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/keys": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List your API keys, without their secrets.
+         * @description List your API keys, without their secrets.
+         */
+        get: operations["list_keys"];
+        put?: never;
+        /**
+         * Make an API key. The answer is the only place where its secret is shown.
+         * @description Make an API key. The answer is the only place where its secret is shown.
+         *
+         *     It can hold permissions that you hold, be limited to operations and networks, and expires.
+         */
+        post: operations["create_key"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/keys/{key}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Revoke an API key; it is refused from the next request on.
+         * @description Revoke an API key; it is refused from the next request on.
+         */
+        delete: operations["revoke_key"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/password": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Change one's password with the current one; every other session and token ends.
+         * @description Change one's password with the current one; every other session and token ends.
+         */
+        post: operations["change_password"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/reauthenticate": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Prove once more who one is, as sensitive operations ask; good for ten minutes.
+         * @description Prove once more who one is, as sensitive operations ask; good for ten minutes.
+         *
+         *     Who has an authenticator app sends a code of it, everyone else their password.
+         */
+        post: operations["reauthenticate"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/sessions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List one's sessions, the one last seen first.
+         * @description List one's sessions, the one last seen first.
+         */
+        get: operations["my_sessions"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/me/sessions/{session}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End one of one's sessions; its pages and connections stop at once.
+         * @description End one of one's sessions; its pages and connections stop at once.
+         */
+        delete: operations["end_my_session"];
         options?: never;
         head?: never;
         patch?: never;
@@ -234,10 +1026,355 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/uait/v1/password-reset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Set a new password with a one-time link; a second factor is still asked for.
+         * @description Set a new password with a one-time link; a second factor is still asked for.
+         */
+        post: operations["reset_password"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/roles": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the roles and what each may do.
+         * @description List the roles and what each may do.
+         */
+        get: operations["list_roles"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/setup": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make the first account, an administrator's, with the link that the server printed.
+         * @description Make the first account, an administrator's, with the link that the server printed.
+         */
+        post: operations["set_up"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/token": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Get an access token for a refresh token or for a device code that was approved.
+         * @description Get an access token for a refresh token or for a device code that was approved.
+         *
+         *     A refresh token can be used once: keep the one of the answer. Using one twice ends the login.
+         *     Until a device code is decided the answer is 400 with `error` as in RFC 8628 section 3.5.
+         */
+        post: operations["token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/token/revoke": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * End the login of a refresh token, with its access tokens; an unknown one is no error.
+         * @description End the login of a refresh token, with its access tokens; an unknown one is no error.
+         */
+        post: operations["revoke_token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/users": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List people by name.
+         * @description List people by name.
+         */
+        get: operations["list_users"];
+        put?: never;
+        /**
+         * Invite a person: the link, good once and for a week, makes an account with the role.
+         * @description Invite a person: the link, good once and for a week, makes an account with the role.
+         */
+        post: operations["invite_user"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/users/{user}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Describe a person.
+         * @description Describe a person.
+         */
+        get: operations["get_user"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a person with their sessions, keys and factors.
+         * @description Delete a person with their sessions, keys and factors.
+         */
+        delete: operations["delete_user"];
+        options?: never;
+        head?: never;
+        /**
+         * Change a person's displayed name or roles, disable or enable them.
+         * @description Change a person's displayed name or roles, disable or enable them.
+         *
+         *     New roles and disabling end the person's sessions and tokens at once. Nobody gives a role that
+         *     allows more than they may do, and the last administrator stays (409).
+         */
+        patch: operations["change_user"];
+        trace?: never;
+    };
+    "/uait/v1/users/{user}/reset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Make a link, good once and for a day, with which a person sets a new password.
+         * @description Make a link, good once and for a day, with which a person sets a new password.
+         */
+        post: operations["reset_user"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/leases": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List your leases, newest first.
+         * @description List your leases, newest first.
+         */
+        get: operations["list_leases"];
+        put?: never;
+        /**
+         * Let an agent or run use a secret for a while, without you or it seeing the value.
+         * @description Let an agent or run use a secret for a while, without you or it seeing the value.
+         */
+        post: operations["create_lease"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/leases/{lease}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * End a lease of yours.
+         * @description End a lease of yours.
+         */
+        delete: operations["revoke_lease"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List your secrets and the shared ones, without their values.
+         * @description List your secrets and the shared ones, without their values.
+         */
+        get: operations["list_secrets"];
+        put?: never;
+        /**
+         * Create a secret; its value cannot be listed, only revealed or leased.
+         * @description Create a secret; its value cannot be listed, only revealed or leased.
+         */
+        post: operations["create_secret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/secrets/{secret}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Describe a secret and its versions, without their values.
+         * @description Describe a secret and its versions, without their values.
+         */
+        get: operations["get_secret"];
+        /**
+         * Give a secret a new value as a new version; leases use it from now on.
+         * @description Give a secret a new value as a new version; leases use it from now on.
+         */
+        put: operations["set_secret"];
+        post?: never;
+        /**
+         * Delete a secret with its versions and leases, for good.
+         * @description Delete a secret with its versions and leases, for good.
+         */
+        delete: operations["delete_secret"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/secrets/{secret}/reveal": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return the value of a secret; the audit log records it before.
+         * @description Return the value of a secret; the audit log records it before.
+         */
+        post: operations["reveal_secret"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/vault/secrets/{secret}/versions/{version}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Destroy the value of an old version, for good.
+         * @description Destroy the value of an old version, for good.
+         */
+        delete: operations["destroy_version"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
+        /**
+         * AcceptInvitation
+         * @description A person who takes up an invitation.
+         */
+        AcceptInvitation: {
+            /**
+             * Display Name
+             * @default null
+             */
+            display_name?: string | null;
+            /**
+             * Password
+             * Format: password
+             */
+            password: string;
+            /**
+             * Secret
+             * Format: password
+             */
+            secret: string;
+            /** Username */
+            username: string;
+        };
+        /**
+         * AccountList
+         * @description One's linked accounts, the oldest first.
+         */
+        AccountList: {
+            /** Accounts */
+            accounts: components["schemas"]["LinkedAccount"][];
+        };
         /**
          * Answer
          * @description An answer with its evidence.
@@ -316,6 +1453,74 @@ export interface components {
             type: "done";
         };
         /**
+         * ApiKeyInfo
+         * @description A key as its owner sees it, without its secret.
+         */
+        ApiKeyInfo: {
+            /**
+             * Created At
+             * @description Seconds since the epoch.
+             */
+            created_at: number;
+            /** Expires At */
+            expires_at: number | null;
+            /** Id */
+            id: string;
+            /**
+             * Last Used At
+             * @description Correct to a minute.
+             */
+            last_used_at: number | null;
+            /** Name */
+            name: string;
+            /** Networks */
+            networks: string[];
+            /** Permissions */
+            permissions: string[];
+            /**
+             * Prefix
+             * @description How the key begins, to recognise it.
+             */
+            prefix: string;
+            /** Routes */
+            routes: string[];
+            /** Signing */
+            signing: boolean;
+        };
+        /**
+         * ApiKeyRequest
+         * @description A key that is to be made.
+         */
+        ApiKeyRequest: {
+            /**
+             * Expires In Days
+             * @default 90
+             */
+            expires_in_days?: number;
+            /** Name */
+            name: string;
+            /**
+             * Networks
+             * @description Addresses or CIDR networks it may come from. None: any.
+             * @default []
+             */
+            networks?: string[];
+            /** Permissions */
+            permissions: string[];
+            /**
+             * Routes
+             * @description Operations it is limited to, as `METHOD /path`: `*` stands for any method or one part of a path, `**` at the end for the rest. None: all.
+             * @default []
+             */
+            routes?: string[];
+            /**
+             * Signing
+             * @description Also make a secret with which requests are signed (RFC 9421).
+             * @default false
+             */
+            signing?: boolean;
+        };
+        /**
          * AskRequest
          * @description A question to one collection.
          */
@@ -344,6 +1549,105 @@ export interface components {
             phrase?: boolean;
             /** Question */
             question: string;
+        };
+        /**
+         * AuditPage
+         * @description Some events, newest first.
+         */
+        AuditPage: {
+            /** Events */
+            events: components["schemas"]["AuditRecord"][];
+            /**
+             * Next
+             * @description `before` of the next page; none: this is the last.
+             * @default null
+             */
+            next?: number | null;
+        };
+        /**
+         * AuditRecord
+         * @description An event as it stands in the log.
+         */
+        AuditRecord: {
+            /** Action */
+            action: string;
+            /**
+             * Address
+             * @default null
+             */
+            address?: string | null;
+            /**
+             * At
+             * @description Seconds since the epoch (UTC).
+             */
+            at: number;
+            /**
+             * Chain
+             * @description HMAC-SHA256 over this event and the chain of the one before.
+             */
+            chain: string;
+            /**
+             * Detail
+             * @default {}
+             */
+            detail?: {
+                [key: string]: boolean | number | string;
+            };
+            /**
+             * Kind
+             * @default null
+             */
+            kind?: string | null;
+            /**
+             * Outcome
+             * @enum {string}
+             */
+            outcome: "ok" | "refused" | "failed";
+            /**
+             * Principal
+             * @default null
+             */
+            principal?: string | null;
+            /**
+             * Seal Revision
+             * @description Revision of the sealed values at this moment.
+             */
+            seal_revision: number;
+            /** Sequence */
+            sequence: number;
+            /**
+             * Target
+             * @default null
+             */
+            target?: string | null;
+        };
+        /**
+         * AuditReport
+         * @description Whether the log is what was written.
+         */
+        AuditReport: {
+            /** Checked */
+            checked: number;
+            /** Detail */
+            detail: string;
+            /**
+             * Head
+             * @description Chain value of the newest event; note it elsewhere.
+             */
+            head: string;
+            /** Intact */
+            intact: boolean;
+            /**
+             * Kind
+             * @default null
+             */
+            kind?: ("edited" | "deleted" | "tail-cut" | "anchor-missing" | "anchor-forged" | "rolled-back") | null;
+            /**
+             * Sequence
+             * @description The first event that does not hold.
+             * @default null
+             */
+            sequence?: number | null;
         };
         /**
          * ChatDone
@@ -427,6 +1731,33 @@ export interface components {
             title: string;
         };
         /**
+         * ClientList
+         * @description The clients that a person has logged in.
+         */
+        ClientList: {
+            /** Devices */
+            devices: components["schemas"]["LoggedInClient"][];
+        };
+        /**
+         * CodeBody
+         * @description A code of an authenticator app, or a recovery code.
+         */
+        CodeBody: {
+            /**
+             * Code
+             * Format: password
+             */
+            code: string;
+        };
+        /**
+         * CodesAnswer
+         * @description New recovery codes, shown this once; none where the old ones still serve.
+         */
+        CodesAnswer: {
+            /** Recovery Codes */
+            recovery_codes: string[];
+        };
+        /**
          * CollectionList
          * @description All collections, by name.
          */
@@ -471,6 +1802,88 @@ export interface components {
              * @description Folders and files that were added.
              */
             sources: string[];
+        };
+        /**
+         * DeviceAnswer
+         * @description The codes of a login that has begun (RFC 8628 section 3.2).
+         */
+        DeviceAnswer: {
+            /** Device Code */
+            device_code: string;
+            /**
+             * Expires In
+             * @default 600
+             */
+            expires_in?: number;
+            /**
+             * Interval
+             * @default 5
+             */
+            interval?: number;
+            /** User Code */
+            user_code: string;
+            /** Verification Uri */
+            verification_uri: string;
+            /** Verification Uri Complete */
+            verification_uri_complete: string;
+        };
+        /**
+         * DeviceCode
+         * @description The code that a client shows to its person.
+         */
+        DeviceCode: {
+            /** User Code */
+            user_code: string;
+        };
+        /**
+         * DeviceDecision
+         * @description What a person says to the login under a code.
+         */
+        DeviceDecision: {
+            /**
+             * Decision
+             * @enum {string}
+             */
+            decision: "approve" | "deny";
+            /** User Code */
+            user_code: string;
+        };
+        /**
+         * DeviceLogin
+         * @description Who wants to be logged in, and for what.
+         */
+        DeviceLogin: {
+            /** Client */
+            client: string;
+            /**
+             * Scope
+             * @description Permissions, separated by spaces. None: the usual ones.
+             * @default null
+             */
+            scope?: string | null;
+        };
+        /**
+         * DeviceRequest
+         * @description Who asks to be logged in, for the person to judge.
+         */
+        DeviceRequest: {
+            /**
+             * Address
+             * @description From where it asks.
+             */
+            address: string;
+            /**
+             * Client
+             * @description As the client calls itself: nobody has checked it.
+             */
+            client: string;
+            /** Expires In */
+            expires_in: number;
+            /**
+             * Scope
+             * @description What it could do: no more than the person may.
+             */
+            scope: string[];
         };
         /**
          * DocumentInfo
@@ -523,6 +1936,23 @@ export interface components {
             type: "evidence";
         };
         /**
+         * FactorOverview
+         * @description What a person has enrolled.
+         *
+         *     Attributes:
+         *         required: a role of the person makes a second factor necessary.
+         */
+        FactorOverview: {
+            /** Passkeys */
+            passkeys: components["schemas"]["Passkey"][];
+            /** Recovery Codes Left */
+            recovery_codes_left: number;
+            /** Required */
+            required: boolean;
+            /** Totp */
+            totp: components["schemas"]["TotpDevice"][];
+        };
+        /**
          * FileReport
          * @description What became of one file. `added`, `changed` and `removed` are sent after the commit.
          */
@@ -555,6 +1985,36 @@ export interface components {
              * @enum {string}
              */
             type: "file";
+        };
+        /**
+         * GroupChange
+         * @description What a group is from now on.
+         */
+        GroupChange: {
+            /** Members */
+            members?: string[];
+            /** Roles */
+            roles?: string[];
+        };
+        /**
+         * GroupInfo
+         * @description A group: its members have its roles besides their own.
+         */
+        GroupInfo: {
+            /** Members */
+            members: string[];
+            /** Name */
+            name: string;
+            /** Roles */
+            roles: string[];
+        };
+        /**
+         * GroupList
+         * @description All groups by name.
+         */
+        GroupList: {
+            /** Groups */
+            groups: components["schemas"]["GroupInfo"][];
         };
         /**
          * Health
@@ -691,6 +2151,185 @@ export interface components {
             type: "started";
         };
         /**
+         * Invite
+         * @description An invitation: whoever has the link becomes a user with this role.
+         */
+        Invite: {
+            /**
+             * Role
+             * @default viewer
+             */
+            role?: string;
+        };
+        /**
+         * JwkSet
+         * @description The public keys of access tokens (RFC 7517).
+         */
+        JwkSet: {
+            /** Keys */
+            keys: {
+                [key: string]: unknown;
+            }[];
+        };
+        /**
+         * KernelAccess
+         * @description A kernel's access token.
+         */
+        KernelAccess: {
+            /** Access Token */
+            access_token: string;
+            /**
+             * Expires In
+             * @description Seconds.
+             */
+            expires_in: number;
+            /**
+             * Scope
+             * @description Permissions, separated by spaces.
+             */
+            scope: string;
+            /**
+             * Token Type
+             * @default Bearer
+             * @constant
+             */
+            token_type?: "Bearer";
+        };
+        /**
+         * KernelProof
+         * @description What a kernel sends to prove itself.
+         */
+        KernelProof: {
+            /** Kernel Id */
+            kernel_id: string;
+            /**
+             * Mac
+             * @description HMAC-SHA-256 in hexadecimal, by the key of the kernel's connection file.
+             */
+            mac: string;
+            /**
+             * Nonce
+             * @description Fresh and random in every proof.
+             */
+            nonce: string;
+            /**
+             * Timestamp
+             * @description Seconds, UTC.
+             */
+            timestamp: number;
+        };
+        /**
+         * KeyList
+         * @description The API keys of a person.
+         */
+        KeyList: {
+            /** Keys */
+            keys: components["schemas"]["ApiKeyInfo"][];
+        };
+        /**
+         * Lease
+         * @description The right of server code to use a secret for a while; its holder does not see the value.
+         */
+        Lease: {
+            /**
+             * Created At
+             * @description Seconds since the epoch (UTC).
+             */
+            created_at: number;
+            /**
+             * Expires At
+             * @description Seconds since the epoch (UTC).
+             */
+            expires_at: number;
+            /** Id */
+            id: string;
+            /**
+             * Max Uses
+             * @default null
+             */
+            max_uses?: number | null;
+            /** Purpose */
+            purpose: string;
+            /**
+             * Revoked At
+             * @description Seconds since the epoch (UTC).
+             * @default null
+             */
+            revoked_at?: number | null;
+            /**
+             * Secret
+             * @description The secret's id.
+             */
+            secret: string;
+            /**
+             * Uses
+             * @default 0
+             */
+            uses?: number;
+        };
+        /**
+         * LeaseList
+         * @description The caller's leases, newest first.
+         */
+        LeaseList: {
+            /** Leases */
+            leases: components["schemas"]["Lease"][];
+        };
+        /**
+         * LeaseRequest
+         * @description What a lease is wanted for.
+         */
+        LeaseRequest: {
+            /**
+             * Max Uses
+             * @default null
+             */
+            max_uses?: number | null;
+            /**
+             * Purpose
+             * @description For the audit log.
+             */
+            purpose: string;
+            /**
+             * Seconds
+             * @default 900
+             */
+            seconds?: number;
+            /**
+             * Secret
+             * @description A secret's id or name.
+             */
+            secret: string;
+        };
+        /**
+         * LinkStart
+         * @description Where the browser goes to prove the other account.
+         */
+        LinkStart: {
+            /** Url */
+            url: string;
+        };
+        /**
+         * LinkedAccount
+         * @description An account at a provider with which one can log in.
+         */
+        LinkedAccount: {
+            /**
+             * Label
+             * @description Of the account there.
+             */
+            label: string;
+            /** Linked At */
+            linked_at: number;
+            /**
+             * Name
+             * @description Of the provider.
+             */
+            name: string;
+            /** Provider */
+            provider: string;
+        };
+        /**
          * Live
          * @description The process answers.
          */
@@ -701,6 +2340,71 @@ export interface components {
              * @constant
              */
             live?: true;
+        };
+        /**
+         * LoggedInClient
+         * @description A client that was logged in by the device flow; one family of refresh tokens.
+         */
+        LoggedInClient: {
+            /** Client */
+            client: string;
+            /**
+             * Created At
+             * @description Seconds since the epoch.
+             */
+            created_at: number;
+            /**
+             * Current
+             * @description Whether this very request came from it.
+             * @default false
+             */
+            current?: boolean;
+            /**
+             * Expires At
+             * @description When it must log in again if it is not used before.
+             */
+            expires_at: number;
+            /** Id */
+            id: string;
+            /** Last Used At */
+            last_used_at: number;
+            /** Scope */
+            scope: string[];
+        };
+        /**
+         * LoginMethods
+         * @description What the login page offers.
+         */
+        LoginMethods: {
+            /** Passkeys */
+            passkeys: boolean;
+            /** Password */
+            password: boolean;
+            /** Providers */
+            providers: components["schemas"]["Provider"][];
+            /** Setup Needed */
+            setup_needed: boolean;
+        };
+        /**
+         * LoginState
+         * @description How far a login is.
+         *
+         *     `second-factor`: one of `methods` must follow. `must_enrol`: logged in, and only the account
+         *     operations work until a second factor is set up, because the person's role needs one.
+         */
+        LoginState: {
+            /** Methods */
+            methods?: ("totp" | "recovery" | "passkey")[];
+            /**
+             * Must Enrol
+             * @default false
+             */
+            must_enrol?: boolean;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "logged-in" | "second-factor";
         };
         /**
          * Message
@@ -787,6 +2491,151 @@ export interface components {
             models: components["schemas"]["ModelInfo"][];
         };
         /**
+         * NewApiKey
+         * @description A key that was just made; its secrets are not shown again.
+         */
+        NewApiKey: {
+            info: components["schemas"]["ApiKeyInfo"];
+            /** Key */
+            key: string;
+            /**
+             * Signing Secret
+             * @description The text is the key of `hmac-sha256`, as ASCII bytes.
+             * @default null
+             */
+            signing_secret?: string | null;
+        };
+        /**
+         * NewPasskeyBody
+         * @description What `navigator.credentials.create` gave, and how to call it.
+         */
+        NewPasskeyBody: {
+            /** Credential */
+            credential: {
+                [key: string]: unknown;
+            };
+            /** Name */
+            name: string;
+        };
+        /**
+         * NewSecret
+         * @description A secret to be created.
+         */
+        NewSecret: {
+            /**
+             * Description
+             * @default
+             */
+            description?: string;
+            /**
+             * Name
+             * @description Letters, digits, `.`, `_`, `-`.
+             */
+            name: string;
+            /**
+             * Reference
+             * @default null
+             */
+            reference?: string | null;
+            /**
+             * Shared
+             * @description For all who may use secrets, not only for you.
+             * @default false
+             */
+            shared?: boolean;
+            /**
+             * Value
+             * @default null
+             */
+            value?: string | null;
+        };
+        /**
+         * NewTotpBody
+         * @description How to call an authenticator app.
+         */
+        NewTotpBody: {
+            /**
+             * Name
+             * @default Authenticator app
+             */
+            name?: string;
+        };
+        /**
+         * OneTimeLink
+         * @description A link to hand to one person, shown this once.
+         */
+        OneTimeLink: {
+            /** Expires At */
+            expires_at: number;
+            /** Url */
+            url: string;
+        };
+        /**
+         * Passkey
+         * @description A passkey of a user.
+         */
+        Passkey: {
+            /** Created At */
+            created_at: number;
+            /** Id */
+            id: string;
+            /** Last Used At */
+            last_used_at: number | null;
+            /** Name */
+            name: string;
+        };
+        /**
+         * PasskeyAnswer
+         * @description A passkey that was added.
+         */
+        PasskeyAnswer: {
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /** Recovery Codes */
+            recovery_codes: string[];
+        };
+        /**
+         * PasskeyBody
+         * @description What `navigator.credentials.get` gave, as JSON (WebAuthn section 5.1.8).
+         */
+        PasskeyBody: {
+            /** Credential */
+            credential: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * PasswordChange
+         * @description A new password, and the one that it replaces.
+         */
+        PasswordChange: {
+            /**
+             * Current
+             * Format: password
+             */
+            current: string;
+            /**
+             * New
+             * Format: password
+             */
+            new: string;
+        };
+        /**
+         * PasswordLogin
+         * @description The first step of a login.
+         */
+        PasswordLogin: {
+            /**
+             * Password
+             * Format: password
+             */
+            password: string;
+            /** Username */
+            username: string;
+        };
+        /**
          * PendingFile
          * @description A file that an ingest took on and has not finished, or could not read.
          */
@@ -856,6 +2705,120 @@ export interface components {
             type: string;
         };
         /**
+         * Profile
+         * @description Oneself.
+         */
+        Profile: {
+            /** Display Name */
+            display_name: string;
+            /** Email */
+            email: string | null;
+            /** Groups */
+            groups: string[];
+            /** Has Password */
+            has_password: boolean;
+            /** Id */
+            id: string;
+            /** Permissions */
+            permissions: string[];
+            /** Roles */
+            roles: string[];
+            /** Username */
+            username: string;
+        };
+        /**
+         * ProfileChange
+         * @description What one may change about oneself.
+         */
+        ProfileChange: {
+            /** Display Name */
+            display_name: string;
+        };
+        /**
+         * Provider
+         * @description A provider of identities with which people can log in.
+         */
+        Provider: {
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * Reauthenticate
+         * @description A fresh proof: the password, or a code of the authenticator app.
+         */
+        Reauthenticate: {
+            /**
+             * Code
+             * @default null
+             */
+            code?: string | null;
+            /**
+             * Password
+             * @default null
+             */
+            password?: string | null;
+        };
+        /**
+         * ResetPassword
+         * @description A new password by a one-time link.
+         */
+        ResetPassword: {
+            /**
+             * Password
+             * Format: password
+             */
+            password: string;
+            /**
+             * Secret
+             * Format: password
+             */
+            secret: string;
+        };
+        /**
+         * RevealRequest
+         * @description Which version's value is wanted.
+         */
+        RevealRequest: {
+            /**
+             * Version
+             * @description None: the current one.
+             * @default null
+             */
+            version?: number | null;
+        };
+        /**
+         * Revealed
+         * @description A secret's value, which its reader asked for.
+         */
+        Revealed: {
+            /** Id */
+            id: string;
+            /** Value */
+            value: string;
+            /** Version */
+            version: number;
+        };
+        /**
+         * RoleInfo
+         * @description A role and what it may do.
+         */
+        RoleInfo: {
+            /** Name */
+            name: string;
+            /** Permissions */
+            permissions: string[];
+        };
+        /**
+         * RoleList
+         * @description All roles.
+         */
+        RoleList: {
+            /** Roles */
+            roles: components["schemas"]["RoleInfo"][];
+        };
+        /**
          * SearchRequest
          * @description A search in one collection.
          */
@@ -885,6 +2848,94 @@ export interface components {
             seconds: number;
         };
         /**
+         * SecretContent
+         * @description A value to be sealed here, or the place of one that stays in another vault.
+         */
+        SecretContent: {
+            /**
+             * Reference
+             * @default null
+             */
+            reference?: string | null;
+            /**
+             * Value
+             * @default null
+             */
+            value?: string | null;
+        };
+        /**
+         * SecretDetail
+         * @description A secret with its versions, newest first.
+         */
+        SecretDetail: {
+            /**
+             * Created At
+             * @description Seconds since the epoch (UTC).
+             */
+            created_at: number;
+            /** Description */
+            description: string;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /** Reference */
+            reference: string | null;
+            /** Shared */
+            shared: boolean;
+            /**
+             * Updated At
+             * @description Seconds since the epoch (UTC).
+             */
+            updated_at: number;
+            /**
+             * Version
+             * @description The current version.
+             */
+            version: number;
+            /** Versions */
+            versions: components["schemas"]["VersionInfo"][];
+        };
+        /**
+         * SecretInfo
+         * @description A secret, without its value.
+         */
+        SecretInfo: {
+            /**
+             * Created At
+             * @description Seconds since the epoch (UTC).
+             */
+            created_at: number;
+            /** Description */
+            description: string;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /** Reference */
+            reference: string | null;
+            /** Shared */
+            shared: boolean;
+            /**
+             * Updated At
+             * @description Seconds since the epoch (UTC).
+             */
+            updated_at: number;
+            /**
+             * Version
+             * @description The current version.
+             */
+            version: number;
+        };
+        /**
+         * SecretList
+         * @description The caller's secrets and the shared ones, by name.
+         */
+        SecretList: {
+            /** Secrets */
+            secrets: components["schemas"]["SecretInfo"][];
+        };
+        /**
          * ServiceState
          * @description How one part of the server stands.
          */
@@ -900,7 +2951,62 @@ export interface components {
              * State
              * @enum {string}
              */
-            state: "ready" | "starting" | "stopped" | "failed";
+            state: "ready" | "starting" | "stopped" | "degraded" | "failed";
+        };
+        /**
+         * SessionInfo
+         * @description One of a person's logins in a browser.
+         */
+        SessionInfo: {
+            /** Address */
+            address: string;
+            /** Created At */
+            created_at: number;
+            /** Current */
+            current: boolean;
+            /** Expires At */
+            expires_at: number;
+            /** Factors */
+            factors: string[];
+            /** Id */
+            id: string;
+            /** Last Seen At */
+            last_seen_at: number;
+            /** Pending */
+            pending: boolean;
+            /** User Agent */
+            user_agent: string;
+        };
+        /**
+         * SessionList
+         * @description A person's sessions, the one last seen first.
+         */
+        SessionList: {
+            /** Sessions */
+            sessions: components["schemas"]["SessionInfo"][];
+        };
+        /**
+         * SetUp
+         * @description The first person, who administers the server.
+         */
+        SetUp: {
+            /**
+             * Display Name
+             * @default null
+             */
+            display_name?: string | null;
+            /**
+             * Password
+             * Format: password
+             */
+            password: string;
+            /**
+             * Secret
+             * Format: password
+             */
+            secret: string;
+            /** Username */
+            username: string;
         };
         /**
          * TextDelta
@@ -914,6 +3020,96 @@ export interface components {
              * @enum {string}
              */
             type: "delta";
+        };
+        /**
+         * TokenAnswer
+         * @description An access token and the refresh token that brings the next (RFC 6749 section 5.1).
+         */
+        TokenAnswer: {
+            /** Access Token */
+            access_token: string;
+            /**
+             * Expires In
+             * @description Seconds that the access token lives.
+             */
+            expires_in: number;
+            /**
+             * Refresh Token
+             * @description Can be used once; the answer has the next.
+             */
+            refresh_token: string;
+            /**
+             * Scope
+             * @description Permissions, separated by spaces.
+             */
+            scope: string;
+            /**
+             * Token Type
+             * @default Bearer
+             * @constant
+             */
+            token_type?: "Bearer";
+        };
+        /**
+         * TokenRequest
+         * @description What is exchanged for an access token (RFC 6749 section 6, RFC 8628 section 3.4).
+         */
+        TokenRequest: {
+            /**
+             * Device Code
+             * @default null
+             */
+            device_code?: string | null;
+            /**
+             * Grant Type
+             * @enum {string}
+             */
+            grant_type: "refresh_token" | "urn:ietf:params:oauth:grant-type:device_code";
+            /**
+             * Refresh Token
+             * @default null
+             */
+            refresh_token?: string | null;
+        };
+        /**
+         * TokenRevocation
+         * @description A refresh token that is to end (RFC 7009).
+         */
+        TokenRevocation: {
+            /**
+             * Token
+             * Format: password
+             */
+            token: string;
+        };
+        /**
+         * TotpDevice
+         * @description An authenticator app that was confirmed.
+         */
+        TotpDevice: {
+            /** Created At */
+            created_at: number;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * TotpSetup
+         * @description What an authenticator app needs; shown this once. Confirm it with a first code.
+         */
+        TotpSetup: {
+            /** Id */
+            id: string;
+            /** Qr Svg */
+            qr_svg: string;
+            /** Secret */
+            secret: string;
+            /**
+             * Uri
+             * @description `otpauth://…`, also for a link on the phone itself.
+             */
+            uri: string;
         };
         /**
          * Usage
@@ -931,6 +3127,85 @@ export interface components {
              */
             prompt_tokens?: number;
         };
+        /**
+         * UserChange
+         * @description What changes about a person; what is left out stays.
+         */
+        UserChange: {
+            /**
+             * Disabled
+             * @default null
+             */
+            disabled?: boolean | null;
+            /**
+             * Display Name
+             * @default null
+             */
+            display_name?: string | null;
+            /**
+             * Roles
+             * @default null
+             */
+            roles?: string[] | null;
+        };
+        /**
+         * UserInfo
+         * @description A person, as those who manage people see them.
+         */
+        UserInfo: {
+            /** Created At */
+            created_at: number;
+            /** Disabled */
+            disabled: boolean;
+            /** Display Name */
+            display_name: string;
+            /** Email */
+            email: string | null;
+            /** Groups */
+            groups: string[];
+            /** Has Password */
+            has_password: boolean;
+            /** Id */
+            id: string;
+            /**
+             * Roles
+             * @description Granted to the person; those of groups are apart.
+             */
+            roles: string[];
+            /** Username */
+            username: string;
+        };
+        /**
+         * UserList
+         * @description People by name.
+         */
+        UserList: {
+            /** Total */
+            total: number;
+            /** Users */
+            users: components["schemas"]["UserInfo"][];
+        };
+        /**
+         * VersionInfo
+         * @description One version of a secret, without its value.
+         */
+        VersionInfo: {
+            /**
+             * Created At
+             * @description Seconds since the epoch (UTC).
+             */
+            created_at: number;
+            /** Created By */
+            created_by: string;
+            /**
+             * Destroyed At
+             * @description Seconds since the epoch (UTC).
+             * @default null
+             */
+            destroyed_at?: number | null;
+            /** Version */
+            version: number;
+        };
     };
     responses: never;
     parameters: never;
@@ -940,6 +3215,105 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    query_audit: {
+        parameters: {
+            query?: {
+                action?: string | null;
+                principal?: string | null;
+                outcome?: ("ok" | "refused" | "failed") | null;
+                target?: string | null;
+                since?: number | null;
+                until?: number | null;
+                before?: number | null;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List security events, newest first. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AuditPage"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    export_audit: {
+        parameters: {
+            query?: {
+                after?: number;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Export events as JSON lines, oldest first; go on with `after` the last line's sequence. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/jsonl": string;
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    verify_audit: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Check that no event was changed, removed or cut off. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AuditReport"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     chat: {
         parameters: {
             query?: never;
@@ -960,7 +3334,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["TextDelta"] | components["schemas"]["ChatDone"];
-                    "text/event-stream": string;
+                    "text/event-stream": unknown;
                 };
             };
             /** @description A problem document that says what happened and what to do. */
@@ -1085,7 +3459,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["EvidenceEvent"] | components["schemas"]["AnswerDelta"] | components["schemas"]["AnswerDone"];
-                    "text/event-stream": string;
+                    "text/event-stream": unknown;
                 };
             };
             /** @description A problem document that says what happened and what to do. */
@@ -1155,7 +3529,7 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["IngestStarted"] | components["schemas"]["FileReport"] | components["schemas"]["IngestDone"];
-                    "text/event-stream": string;
+                    "text/event-stream": unknown;
                 };
             };
             /** @description A problem document that says what happened and what to do. */
@@ -1192,6 +3566,163 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["SearchResponse"];
                 };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_device_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceLogin"];
+            };
+        };
+        responses: {
+            /** @description Begin a login that a person finishes in their browser (RFC 8628). */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceAnswer"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_groups: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the groups by name. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GroupList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_group: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                group: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Describe a group. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GroupInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    put_group: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                group: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["GroupChange"];
+            };
+        };
+        responses: {
+            /** @description Make a group or change its roles and members; their sessions end where they are affected. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["GroupInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_group: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                group: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem document that says what happened and what to do. */
             default: {
@@ -1262,6 +3793,1088 @@ export interface operations {
             };
         };
     };
+    accept_invitation: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AcceptInvitation"];
+            };
+        };
+        responses: {
+            /** @description Make an account with an invitation's link. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    jwks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Return the public keys with which access tokens are verified. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JwkSet"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    kernel_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["KernelProof"];
+            };
+        };
+        responses: {
+            /** @description Give a kernel of this server an access token for the proof that it holds its own key. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KernelAccess"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasswordLogin"];
+            };
+        };
+        responses: {
+            /** @description Log in with user name and password; where a second factor is set up, it must follow. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    login_methods: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Tell what the login page offers. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginMethods"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_provider_login: {
+        parameters: {
+            query?: {
+                next?: string | null;
+            };
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    finish_provider_login: {
+        parameters: {
+            query?: {
+                state?: string | null;
+                code?: string | null;
+                iss?: string | null;
+                error?: string | null;
+            };
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    finish_passkey_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasskeyBody"];
+            };
+        };
+        responses: {
+            /** @description Log in by passkey. In a browser that is logged in, it is a fresh proof of who is there. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_passkey_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Begin a login by passkey: the options for `navigator.credentials.get`. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    log_in_with_recovery_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CodeBody"];
+            };
+        };
+        responses: {
+            /** @description Complete a login by a recovery code. Each code serves once. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    log_in_with_totp: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CodeBody"];
+            };
+        };
+        responses: {
+            /** @description Complete a login by a code of the authenticator app. Each code serves once. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    logout: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    me: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Tell who one is and what one may do with the credential that was sent. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Profile"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    change_me: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ProfileChange"];
+            };
+        };
+        responses: {
+            /** @description Change one's displayed name; roles and the like are not one's own to change. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Profile"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_accounts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the accounts at identity providers with which one can log in. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AccountList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    unlink_account: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_account_link: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                provider: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Begin to link an account at a provider to oneself: the browser goes to `url`. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LinkStart"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_devices: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the clients that you have logged in, the one used last first. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ClientList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    decide_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceDecision"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    look_at_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["DeviceCode"];
+            };
+        };
+        responses: {
+            /** @description Tell who asks to be logged in under a code, before you decide. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeviceRequest"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_device: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                device: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_factors: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List your second factors. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FactorOverview"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    add_passkey: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewPasskeyBody"];
+            };
+        };
+        responses: {
+            /** @description Add a passkey. Your other logins end. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PasskeyAnswer"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_passkey: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Begin to add a passkey: the options for `navigator.credentials.create`. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    renew_recovery_codes: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Make ten new recovery codes; the old ones are void. Your other logins end. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CodesAnswer"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    begin_totp: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["NewTotpBody"];
+            };
+        };
+        responses: {
+            /** @description Begin with an authenticator app: the secret and its QR code. Confirm it with a code. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TotpSetup"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    confirm_totp: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                factor: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CodeBody"];
+            };
+        };
+        responses: {
+            /** @description Make an authenticator app count, by a first code. Your other logins end. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CodesAnswer"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_factor: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                factor: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_keys: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List your API keys, without their secrets. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["KeyList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ApiKeyRequest"];
+            };
+        };
+        responses: {
+            /** @description Make an API key. The answer is the only place where its secret is shown. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewApiKey"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revoke_key: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                key: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    change_password: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasswordChange"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    reauthenticate: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Reauthenticate"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    my_sessions: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List one's sessions, the one last seen first. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SessionList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_my_session: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                session: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     list_models: {
         parameters: {
             query?: never;
@@ -1310,6 +4923,669 @@ export interface operations {
                         [key: string]: unknown;
                     };
                 };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    reset_password: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResetPassword"];
+            };
+        };
+        responses: {
+            /** @description Set a new password with a one-time link; a second factor is still asked for. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_roles: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the roles and what each may do. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RoleList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    set_up: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SetUp"];
+            };
+        };
+        responses: {
+            /** @description Make the first account, an administrator's, with the link that the server printed. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LoginState"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TokenRequest"];
+            };
+        };
+        responses: {
+            /** @description Get an access token for a refresh token or for a device code that was approved. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TokenAnswer"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revoke_token: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TokenRevocation"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_users: {
+        parameters: {
+            query?: {
+                offset?: number;
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List people by name. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    invite_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["Invite"];
+            };
+        };
+        responses: {
+            /** @description Invite a person: the link, good once and for a week, makes an account with the role. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OneTimeLink"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Describe a person. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    change_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["UserChange"];
+            };
+        };
+        responses: {
+            /** @description Change a person's displayed name or roles, disable or enable them. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UserInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    reset_user: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                user: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Make a link, good once and for a day, with which a person sets a new password. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OneTimeLink"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_leases: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List your leases, newest first. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["LeaseList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_lease: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LeaseRequest"];
+            };
+        };
+        responses: {
+            /** @description Let an agent or run use a secret for a while, without you or it seeing the value. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Lease"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    revoke_lease: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                lease: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_secrets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List your secrets and the shared ones, without their values. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretList"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    create_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewSecret"];
+            };
+        };
+        responses: {
+            /** @description Create a secret; its value cannot be listed, only revealed or leased. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                secret: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Describe a secret and its versions, without their values. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretDetail"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    set_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                secret: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["SecretContent"];
+            };
+        };
+        responses: {
+            /** @description Give a secret a new value as a new version; leases use it from now on. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretInfo"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                secret: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    reveal_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                secret: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["RevealRequest"];
+            };
+        };
+        responses: {
+            /** @description Return the value of a secret; the audit log records it before. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Revealed"];
+                };
+            };
+            /** @description A problem document that says what happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    destroy_version: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                secret: string;
+                version: number;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
             };
             /** @description A problem document that says what happened and what to do. */
             default: {
