@@ -12,7 +12,7 @@ FRONT := $(shell find labextension/src labextension/style labextension/schema -t
 PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: docs lab demo test setup models check pytest nbval front bench openapi clean help
+.PHONY: docs lab demo test setup models check pytest nbval front tools bench openapi clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,6 +54,25 @@ labextension/node_modules/.setup: $(VENV)/.node labextension/package.json labext
 	cd labextension && jlpm install --immutable
 	@touch $@
 
+# Programs of the security tests, each in a place of its own; running UAIT needs none of them.
+TOOLS := .venv-tools
+SECURITY := tests/security
+$(TOOLS)/.setup: $(BIN)/python Makefile
+	$(PYTHON) -m venv $(TOOLS)/semgrep
+	$(TOOLS)/semgrep/bin/python -m pip install --quiet 'semgrep>=1.136'
+	$(PYTHON) -m venv $(TOOLS)/scanners
+	$(TOOLS)/scanners/bin/python -m pip install --quiet 'wapiti3>=3.2' 'sqlmap>=1.9'
+	@command -v redis-server >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+	@touch $@
+
+$(SECURITY)/%/node_modules/.setup: $(SECURITY)/%/package-lock.json $(VENV)/.node
+	cd $(SECURITY)/$* && npm ci --no-audit --no-fund --silent
+	@touch $@
+
+tools: $(TOOLS)/.setup $(SECURITY)/oidc_provider/node_modules/.setup \
+	$(SECURITY)/hub_proxy/node_modules/.setup ## Bring the programs of the security tests
+
 $(VENV)/.browser: $(VENV)/.dev
 	$(BIN)/python tests/ui/browser.py --install
 	@touch $@
@@ -76,7 +95,7 @@ check: $(VENV)/.dev ## Lint, types, import rules
 front: labextension/node_modules/.setup ## Lint and test the front end
 	cd labextension && jlpm lint:check && jlpm test
 
-pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup ## Run the Python tests
+pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup tools ## Run the Python tests
 	$(BIN)/python -m coverage erase
 	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
@@ -95,4 +114,4 @@ bench: $(VENV)/.models ## Measure retrieval on scifact (needs ../shared/data)
 	$(BIN)/python benchmarks/retrieval.py --data ../shared/data/scifact --check
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-wheel dist runs labextension/node_modules labextension/lib uait_server_ext/labextension
+	rm -rf $(VENV) $(VENV)-wheel $(TOOLS) dist runs labextension/node_modules $(SECURITY)/*/node_modules labextension/lib uait_server_ext/labextension

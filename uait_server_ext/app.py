@@ -198,8 +198,8 @@ class UaitApp(ExtensionApp):
         """Return the traits in plain Python."""
         assert self.serverapp
         return Settings(
-            data_dir=Path(self.data_dir).expanduser().absolute(),
-            model_cache=Path(self.model_cache).expanduser().absolute(),
+            data_dir=Path(self.data_dir or default_data_dir()).expanduser().absolute(),
+            model_cache=Path(self.model_cache or default_model_cache()).expanduser().absolute(),
             root_dir=Path(self.serverapp.root_dir).absolute(),
             base_url=self.serverapp.base_url,
             chat_model=self.chat_model,

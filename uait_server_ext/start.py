@@ -7,6 +7,7 @@ disabled, or anything stands in the place of its provider, the server does not s
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -17,7 +18,7 @@ from jupyter_server.utils import url_path_join
 from .api.handler import OperationHandler
 from .api.security_headers import apply, protect
 from .app import UaitApp
-from .errors import UaitError
+from .errors import Conflict, UaitError
 from .hardening import refuse_dumps
 from .identity.jupyter_kernels import Encryption, secure_kernels, secure_terminals
 from .identity.jupyter_provider import UaitAuthorizer, UaitIdentityProvider
@@ -32,6 +33,8 @@ NO_ORIGIN = "(?!)"
 """A pattern that matches nothing: Jupyter else echoes any origin to who sends a token."""
 
 EXTENSION = "uait_server_ext"
+LOOK_AGAIN_SECONDS = 10.0
+HUB_VARIABLE = "JUPYTERHUB_SERVICE_URL"
 
 
 class UaitServerApp(ServerApp):
@@ -100,8 +103,13 @@ class UaitServerApp(ServerApp):
             secure_terminals(self, KernelEnvironment(app.kernel_environment))
             self.verify()
 
+    def start(self) -> None:
+        """Start, and look at the routes once more: extensions may add some when they start."""
+        self.io_loop.call_later(LOOK_AGAIN_SECONDS, self.verify)
+        super().start()
+
     def verify(self) -> None:
-        """Refuse to start unless UAIT governs every route."""
+        """Refuse to start, or to go on, unless UAIT governs every route."""
         failed: list[str] = []
         settings = self.web_app.settings
         # Handlers look in the settings, the server at its own traits: one object must be both.
@@ -167,11 +175,25 @@ class UaitService(UaitServerApp):
         super().init_configurables()
 
 
+def begin() -> None:
+    """Do what comes before anything else.
+
+    Raises:
+        Conflict: JupyterHub has started this process.
+    """
+    if os.environ.get(HUB_VARIABLE):
+        raise Conflict(
+            "Under JupyterHub the hub knows who people are: let it start `jupyterhub-singleuser`, "
+            "where UAIT adds its roles. See the documentation for operators."
+        )
+    refuse_dumps()
+
+
 def start_lab(arguments: list[str]) -> None:
     """Start JupyterLab with UAIT; every option of `jupyter lab` is taken."""
     from jupyterlab.labapp import LabApp
 
-    refuse_dumps()
+    begin()
     # LabApp takes the instance that it finds; what is enabled here, no configuration disables.
     UaitServerApp.instance(jpserver_extensions={"jupyterlab": True, EXTENSION: True})
     LabApp.launch_instance(argv=arguments)
@@ -179,7 +201,7 @@ def start_lab(arguments: list[str]) -> None:
 
 def start_service(arguments: list[str]) -> None:
     """Start UAIT without JupyterLab, kernels, contents and terminals: for many people."""
-    refuse_dumps()
+    begin()
     server = UaitService.instance(jpserver_extensions={EXTENSION: True})
     server.initialize(argv=arguments, find_extensions=False)
     server.start()

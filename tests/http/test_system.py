@@ -98,7 +98,10 @@ async def test_a_body_over_the_limit_is_413(jp_fetch: Fetch) -> None:
     body = json.dumps({"query": "x" * (1 << 20)})
     problem = await problem_of(
         jp_fetch(
-            *("uait", "v1", "collections", "docs", "search"), method="POST", body=body, headers=dict(JSON)
+            *("uait", "v1", "collections", "docs", "search"),
+            method="POST",
+            body=body,
+            headers=dict(JSON),
         )
     )
     assert problem["code"] == "too-large"
