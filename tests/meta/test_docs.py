@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from traitlets.config import Config
+from typer.main import get_command
 
 from tests.conftest import REPOSITORY
+from tests.security.conftest import IdentityServer, identity_server, user_maker
+from uait_server_ext import errors
 from uait_server_ext.api.v1 import operations
 from uait_server_ext.app import UaitApp
 from uait_server_ext.cli import app
-from uait_server_ext.identity.principal import PERMISSIONS
+from uait_server_ext.identity.oidc.configuration import ProviderConfig, read_providers
+from uait_server_ext.identity.principal import PERMISSIONS, ROLES, Principal
+from uait_server_ext.identity.token_models import ApiKeyRequest
 from uait_server_ext.workflows.server import OwnServer
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -23,14 +32,47 @@ TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # Run by tests of their own: tests/notebooks/test_make.py, and this suite is `make test`.
 MAKE_TARGETS = {"make lab", "make demo", "make test"}
+# A Python block that begins so is a configuration file, not a notebook's cell.
+CONFIGURATION = re.compile(r"# jupyter\w*_config\.py\n")
+# What the reader of these pages has: a server with UAIT's login and a key of its administrator; or
+# the state of a server that does not run. The other pages are about what needs no more than any
+# server with UAIT.
+ABOUT_PEOPLE = {"docs/users/account.md", "docs/operators/identity.md", "docs/developers/api.md"}
+ABOUT_STATE = {"docs/operators/vault.md"}
+
+Environment = Callable[[str], dict[str, str]]
 
 
 def blocks(language: str) -> list[tuple[str, list[str]]]:
     return [
         (str(page.relative_to(REPOSITORY)), found)
         for page in PAGES
-        if (found := [b for kind, b in BLOCK.findall(page.read_text("utf-8")) if kind == language])
+        if (
+            found := [
+                block
+                for kind, block in BLOCK.findall(page.read_text("utf-8"))
+                if kind == language and not CONFIGURATION.match(block)
+            ]
+        )
     ]
+
+
+def commands(group: Any, *words: str) -> Iterator[str]:
+    """Yield every command and sub-command as it is typed."""
+    for name, command in group.commands.items():
+        yield " ".join((*words, name))
+        if hasattr(command, "commands"):
+            yield from commands(command, *words, name)
+
+
+def variables() -> set[str]:
+    """Return the environment variables of our own that the code names."""
+    found = (
+        re.findall(r'"(UAIT_[A-Z_]+[A-Z])"', path.read_text("utf-8"))
+        for package in ("uait_server_ext", "uait_kernel")
+        for path in (REPOSITORY / package).rglob("*.py")
+    )
+    return {name for names in found for name in names}
 
 
 def test_everything_public_is_documented() -> None:
@@ -40,13 +82,11 @@ def test_everything_public_is_documented() -> None:
             *(f"{op.method} /uait/v1{op.path}" for op in operations()),
             *(f"UaitApp.{name}" for name in UaitApp.class_own_traits(config=True)),
             *PERMISSIONS,
-            *(
-                f"uait {c.name or c.callback.__name__}"
-                for c in app.registered_commands
-                if c.callback
-            ),
-            "uait models list",
-            "uait models pull",
+            *(f"`{role}`" for role in ROLES),
+            *(f"`{kind.code}`" for kind in vars(errors).values() if hasattr(kind, "code")),
+            *commands(get_command(app), "uait"),
+            *(f"`{name}`" for name in ProviderConfig.model_fields),
+            *variables(),
             "%%ask",
             "%kb add",
             "%kb search",
@@ -71,30 +111,93 @@ def test_generated_parts_are_current() -> None:
     assert done.returncode == 0, f"run `make docs`\n{done.stdout}{done.stderr}"
 
 
+def anchors(page: Path) -> set[str]:
+    """Return the places in a page that a link can name, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    broken = [
-        f"{page.name}: {target}"
-        for page in PAGES
-        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8"))
-        if "://" not in target and not (page.parent / target).exists()
-    ]
+    broken = []
+    for page in PAGES:
+        for target, place in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text("utf-8")):
+            there = page.parent / target if target else page
+            if "://" in target:
+                continue
+            if not there.exists() or (place and place not in anchors(there)):
+                broken.append(f"{page.name}: {target}#{place}")
     assert not broken
 
 
-@pytest.fixture
-def environment(uait_server: OwnServer) -> dict[str, str]:
+def test_configuration_files_are_understood() -> None:
+    """Read every block that is a configuration file as the server would."""
+    files = [
+        block
+        for page in PAGES
+        for kind, block in BLOCK.findall(page.read_text("utf-8"))
+        if kind == "python" and CONFIGURATION.match(block)
+    ]
+    assert files
+    for block in files:
+        config = Config()
+        exec(compile(block, "configuration", "exec"), {"c": config})
+        unknown = set(config.UaitApp) - set(UaitApp.class_own_traits(config=True))
+        assert not unknown, block
+        read_providers(UaitApp(config=config).oidc_providers)
+
+
+@pytest.fixture(scope="session")
+def people_server(
+    model_cache: Path, jupyter_folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[IdentityServer]:
+    """Run a server with UAIT's login."""
+    with identity_server(tmp_path_factory.mktemp("people")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def with_people(people_server: IdentityServer) -> dict[str, str]:
+    """Return what an administrator's shell has: the server, its state, and a key that signs."""
+    identity = people_server.identity
+    admin = user_maker(people_server)("admin", username="grace")
+    principal = Principal(id=admin.id, name=admin.username, permissions=ROLES["admin"])
+    request = ApiKeyRequest(name="docs", permissions=list(PERMISSIONS), signing=True)
+    made = asyncio.run(identity.api_keys.create(principal, request))
     return {
-        **os.environ,
-        "UAIT_URL": uait_server.url,
-        "UAIT_TOKEN": uait_server.token,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "UAIT_URL": people_server.url.rstrip("/"),
+        "UAIT_TOKEN": made.key,
+        "UAIT_DATA_DIR": str(people_server.state),
+        "SIGNING_KEY_ID": made.info.id,
+        "SIGNING_SECRET": str(made.signing_secret),
     }
+
+
+@pytest.fixture
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
+    """Return a function that gives the environment in which a page's commands are run."""
+
+    def of(page: str) -> dict[str, str]:
+        if page in ABOUT_PEOPLE:
+            own: dict[str, str] = request.getfixturevalue("with_people")
+        elif page in ABOUT_STATE:
+            request.getfixturevalue("jupyter_folders")
+            own = {"UAIT_DATA_DIR": str(tmp_path / "state"), "HOME": str(tmp_path)}
+        else:
+            server: OwnServer = request.getfixturevalue("uait_server")
+            own = {"UAIT_URL": server.url, "UAIT_TOKEN": server.token}
+        return {
+            **os.environ,
+            **own,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+
+    return of
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "found"), blocks("sh"))
 def test_shell_commands_work(
-    page: str, found: list[str], environment: dict[str, str], tmp_path: Path
+    page: str, found: list[str], environment: Environment, tmp_path: Path
 ) -> None:
     (tmp_path / "notebooks").symlink_to(REPOSITORY / "notebooks")
     (tmp_path / "docs").symlink_to(REPOSITORY / "docs")
@@ -106,7 +209,7 @@ def test_shell_commands_work(
         done = subprocess.run(
             ["bash", "-euc", block],
             cwd=tmp_path,
-            env=environment,
+            env=environment(page),
             capture_output=True,
             text=True,
             check=False,
@@ -116,7 +219,7 @@ def test_shell_commands_work(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "found"), blocks("python"))
-def test_notebook_cells_work(page: str, found: list[str], environment: dict[str, str]) -> None:
+def test_notebook_cells_work(page: str, found: list[str], environment: Environment) -> None:
     """Run a page's cells in order, as its reader would."""
     import nbformat
     from nbclient import NotebookClient
@@ -125,7 +228,7 @@ def test_notebook_cells_work(page: str, found: list[str], environment: dict[str,
     opening = found if "%load_ext" in found[0] else ["%load_ext uait_kernel", *found]
     nb.cells = [nbformat.v4.new_code_cell(cell.strip()) for cell in opening]
     client = NotebookClient(nb, timeout=120, resources={"metadata": {"path": str(REPOSITORY)}})
-    client.execute(env=environment)
+    client.execute(env=environment(page))
     assert all(cell.execution_count for cell in nb.cells)
 
 
