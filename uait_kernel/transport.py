@@ -209,4 +209,4 @@ class Transport:
         """Say what to do about a refused login."""
         if self.server.token:
             return f"The token was the one of {self.server}; set UAIT_TOKEN if it is another."
-        return f"No token is known for {self.server}: set UAIT_TOKEN."
+        return f"No token is known for {self.server}: run `uait login`, or set UAIT_TOKEN."

@@ -172,6 +172,14 @@ class UaitApp(ExtensionApp):
             )
         settings = self.service_settings()
         providers = read_providers(self.oidc_providers)
+        try:
+            proxies = tuple(ip_network(one) for one in self.trusted_proxies)
+            limits = RateLimits(self.limits_url, rates=rates(self.rate_limits))
+        except ValueError as error:
+            raise InvalidInput(
+                f"UaitApp.trusted_proxies or rate_limits cannot be used: {error}. Correct it and "
+                "start again."
+            ) from None
         client_secrets = read_client_secrets(providers, os.environ)
         foundation = open_foundation(settings)
         identity = open_identity(
@@ -179,7 +187,7 @@ class UaitApp(ExtensionApp):
                 public_url=self.public_url.rstrip("/"),
                 sessions_url=self.sessions_url,
                 second_factor_required_roles=tuple(self.second_factor_required_roles),
-                trusted_proxies=tuple(ip_network(one) for one in self.trusted_proxies),
+                trusted_proxies=proxies,
                 oidc_providers=providers,
                 client_secrets=client_secrets,
             ),
@@ -190,7 +198,7 @@ class UaitApp(ExtensionApp):
             self.log,
             foundation=foundation,
             identity=identity,
-            limits=RateLimits(self.limits_url, rates=rates(self.rate_limits)),
+            limits=limits,
         )
         return identity
 
@@ -247,7 +255,7 @@ class UaitApp(ExtensionApp):
             # Not through the logger: a secret has no place in a log file.
             print(
                 "\n    Nobody has an account here yet. Make the first one, an administrator's:\n\n"
-                f"        {link.url(self.serverapp.connection_url)}\n",
+                f"        {link.url(self.public_url or self.serverapp.connection_url)}\n",
                 file=sys.stderr,
                 flush=True,
             )

@@ -167,8 +167,9 @@ def choose_server(
     The environment never holds a token: the kernel takes it from the server's private runtime
     file. `UAIT_TOKEN` that the person has set for a remote server is left as it is.
     """
+    from uait_kernel.client import Client
     from uait_kernel.discovery import find_server
-    from uait_kernel.errors import UaitClientError
+    from uait_kernel.errors import PermissionDenied, UaitClientError, Unauthenticated
 
     from .workflows.server import own_server
 
@@ -176,9 +177,18 @@ def choose_server(
         return {"UAIT_URL": url}
     if not own:
         try:
-            return {"UAIT_URL": find_server().url}
+            found = find_server()
+            Client.of(found).health()
+        except (Unauthenticated, PermissionDenied):
+            print(
+                "no login at the running server (`uait login` makes one): starting another server "
+                "for this run",
+                file=sys.stderr,
+            )
         except UaitClientError:
             print("no running server: starting one for this run", file=sys.stderr)
+        else:
+            return {"UAIT_URL": found.url}
     options = {"data_dir": str((data_dir or default_data_dir()).absolute())}
     server = stack.enter_context(own_server(Path.cwd(), options=options))
     return {"UAIT_URL": server.url}

@@ -113,12 +113,16 @@ def open_identity(settings: IdentitySettings, foundation: Foundation) -> Identit
         Unavailable: the store of sessions, or the keys that sign tokens, cannot be opened.
     """
     from .identity.service import Identity
+    from .vault.service import Vault
 
     identity = Identity(
         settings,
         database=foundation.database,
         sealer=foundation.sealer,
         audit=foundation.audit,
+    )
+    identity.directory.on_delete.append(
+        Vault(foundation.database, foundation.sealer, foundation.audit).forget_user
     )
     # In a thread of its own: this one has the server's event loop, which does not run yet.
     with ThreadPoolExecutor(1) as thread:
@@ -322,15 +326,13 @@ class Services:
         identity = self._identity
         if identity is None:
             return Vault(foundation.database, foundation.sealer, foundation.audit, sources=sources)
-        vault = Vault(
+        return Vault(
             foundation.database,
             foundation.sealer,
             foundation.audit,
             sources=sources,
             active=identity.directory.is_active,
         )
-        identity.directory.on_delete.append(vault.forget_user)
-        return vault
 
     def _report(self, started: asyncio.Future[None]) -> None:
         if not started.cancelled() and (error := started.exception()):

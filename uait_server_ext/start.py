@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn, cast
+from urllib.parse import urlsplit
 
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
@@ -60,6 +61,9 @@ class UaitServerApp(ServerApp):
         self.trust_xheaders = False
         if not self.allow_origin and not self.allow_origin_pat:
             self.allow_origin_pat = NO_ORIGIN
+        if app.public_url:
+            # Jupyter answers by no other name than its own, against DNS rebinding.
+            self.local_hostnames = [*self.local_hostnames, urlsplit(app.public_url).hostname or ""]
         apply(self)
         super().init_configurables()
         provider = self.identity_provider

@@ -241,3 +241,25 @@ def test_100_a_real_kernel_cannot_read_its_servers_secrets(
 @pytest.mark.skipif(sys.platform != "linux", reason="CurveZMQ is tested where /proc is")
 def test_101_the_servers_kernels_speak_encrypted(kernel: Kernel) -> None:
     assert json.loads(kernel.connection_file.read_text())["curve_publickey"]
+
+
+def test_045_logout_ends_the_tokens_of_ones_kernels_and_not_the_kernels(
+    server: IdentityServer, make_user: Callable[..., Person]
+) -> None:
+    cleo = make_user("developer")
+    browser = server.login(cleo)
+    with started(browser) as kernel:
+        before = server.program(kernel.token())
+        assert before.get("~/models").status_code == 200
+        other = server.login(cleo)
+        assert other.post("~/logout").status_code == 204
+        assert before.get("~/models").status_code == 401
+        # The notebook goes on: its kernel proves itself anew, for as long as its owner may.
+        assert "'smollm2" in kernel.run(MODELS)
+
+
+MODELS = """
+from uait_kernel.session import SESSION
+with SESSION.client() as client:
+    print([model.id for model in client.models()])
+"""

@@ -114,6 +114,40 @@ def reset(context: typer.Context, name: Name, url: Server = DEFAULT_SERVER) -> N
         print_link(asyncio.run(work(here)), url)
 
 
+@app.command("remove-factors")
+def remove_factors(context: typer.Context, name: Name) -> None:
+    """Remove every second factor of a person who lost them; everything they hold ends."""
+
+    async def work(here: Identity) -> None:
+        user = await here.directory.user_named(name)
+        await here.factors.remove_all(user.id, operator().id, LOCAL)
+
+    with identity(context) as here:
+        asyncio.run(work(here))
+    print(f"{name} has no second factor")
+
+
+@app.command("provider-secret")
+def provider_secret(
+    context: typer.Context,
+    provider: Annotated[str, typer.Argument(help="Id of an identity provider.")],
+) -> None:
+    """Seal the client secret of a provider whose `client_secret_ref` is `sealed`.
+
+    The secret is asked for, or read from standard input.
+    """
+    from .vault import ask_value
+
+    secret = ask_value(f"client secret of {provider}")
+    with context.obj.opened() as foundation:
+        foundation.database.write_now(
+            lambda connection: foundation.sealer.put(
+                connection, f"oidc:{provider}", secret.encode()
+            )
+        )
+    print(f"{provider}: its client secret is sealed")
+
+
 @app.command()
 def disable(context: typer.Context, name: Name) -> None:
     """Let a person in no more; their sessions and tokens end at once."""

@@ -28,8 +28,8 @@ STRANGER = "http://attacker.example"
 ROUTES = """
 api/contents api/kernels api/sessions api/terminals api/kernelspecs api/config/notebook api/me
 api/status api/spec.yaml api/events/subscribe api/kernels/none/channels api/nbconvert
-lab lab/api/settings/ lab/api/workspaces/ lab/api/extensions lab/api/plugins lab/api/build
-lab/api/listings/@jupyterlab/extensionmanager-extension/listings.json lab/api/translations/
+lab lab/api/settings lab/api/workspaces lab/api/extensions lab/api/plugins lab/api/build
+lab/api/listings/@jupyterlab/extensionmanager-extension/listings.json lab/api/translations
 tree files/none view/none metrics terminals/websocket/none lsp/status
 uait/v1/health uait/v1/openapi.json uait/v1/models uait/v1/collections uait/v1/me uait/v1/users
 uait/v1/vault/secrets uait/v1/audit uait/v1/me/keys uait/v1/me/sessions
@@ -123,6 +123,12 @@ def alive(subject: Subject) -> Running:
     return subject.server
 
 
+def is_refused(answer: httpx2.Response) -> bool:
+    """Tell whether an answer lets nobody in: a refusal, or the way to the login page."""
+    to_login = "/login?next=" in answer.headers.get("Location", "")
+    return answer.status_code in REFUSED or to_login
+
+
 async def login_is_ours(subject: Subject) -> Judgement:
     """UAIT's identity is in place, and Jupyter's token is not."""
     server = alive(subject)
@@ -135,7 +141,7 @@ async def login_is_ours(subject: Subject) -> Judgement:
         return False, f"GET login/methods answers {methods.status_code}: Jupyter's own login?"
     if server.token:
         return False, "the server has a Jupyter token"
-    taken = [a.status_code for a in (with_token, in_url) if a.status_code not in REFUSED]
+    taken = [a.status_code for a in (with_token, in_url) if not is_refused(a)]
     return not taken, f"Jupyter's token is answered {with_token.status_code}"
 
 
@@ -146,9 +152,8 @@ async def strangers_see_nothing(subject: Subject) -> Judgement:
     async with server.client() as client:
         for path in CLOSED:
             answer = await client.get(path)
-            to_login = "/login?next=" in answer.headers.get("Location", "")
             absent = answer.status_code == HTTPStatus.NOT_FOUND
-            if not (answer.status_code in REFUSED or to_login or absent):
+            if not (is_refused(answer) or absent):
                 answered.append(f"{path} ({answer.status_code})")
     return not answered, (
         f"answered: {', '.join(answered)}" if answered else f"{len(CLOSED)} routes are closed"
@@ -167,7 +172,7 @@ async def powerless_change_nothing(subject: Subject) -> Judgement:
         for method, path in POWERS:
             answer = await client.request(method, path, json={})
             absent = answer.status_code in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
-            if answer.status_code not in REFUSED and not absent:
+            if not is_refused(answer) and not absent:
                 reached.append(f"{method} {path} ({answer.status_code})")
     if me.status_code not in (HTTPStatus.OK, HTTPStatus.NOT_FOUND):
         return False, f"the probe itself was not let in ({me.status_code})"

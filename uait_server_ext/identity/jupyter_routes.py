@@ -52,6 +52,7 @@ ROUTES: dict[str, dict[str, str]] = {
     "jupyterlab_server.themes_handler.ThemesHandler": reads(OPEN),
     # jupyter_server: closed
     "jupyter_server.base.handlers.AuthenticatedFileHandler": reads("contents:read"),
+    "jupyter_server.base.handlers.MainHandler": reads("account:read"),
     "jupyter_server.base.handlers.PrometheusMetricsHandler": reads("server:read"),
     "jupyter_server.kernelspecs.handlers.KernelSpecResourceHandler": reads("kernels:read"),
     "jupyter_server.nbconvert.handlers.NbconvertFileHandler": reads("contents:read"),

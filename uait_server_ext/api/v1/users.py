@@ -94,6 +94,18 @@ async def reset_user(call: Call, user: UserId) -> OneTimeLink:
     return OneTimeLink(url=link.url(here(call)), expires_at=link.expires_at)
 
 
+@operation(
+    "DELETE", "/users/{user}/factors", permission="users:write", rate="write", sensitive=True
+)
+async def remove_user_factors(call: Call, user: UserId) -> None:
+    """Remove every second factor of a person who lost them; everything they hold ends."""
+    identity = call.services.identity
+    await identity.database.read(
+        lambda connection: identity.directory.may_govern(connection, call.principal, user)
+    )
+    await identity.factors.remove_all(user, call.principal.id, call.request.address)
+
+
 @operation("GET", "/roles", permission="users:read", rate="read")
 async def list_roles(call: Call) -> RoleList:
     """List the roles and what each may do."""
