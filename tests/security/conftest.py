@@ -194,7 +194,10 @@ def server(
     jupyter_folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[IdentityServer]:
     """Run one server for all tests that leave it as they found it."""
-    with identity_server(tmp_path_factory.mktemp("identity")) as running:
+    # A test suite logs in more often than an office does; what is slow on purpose has tests of
+    # its own.
+    limits = "--UaitApp.rate_limits={'login': {'user': 1000, 'key': 1000, 'ip': 10000}}"
+    with identity_server(tmp_path_factory.mktemp("identity"), limits) as running:
         yield running
 
 
