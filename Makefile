@@ -6,6 +6,8 @@ ROOT := $(notdir $(filter 0,$(shell id -u)))
 # Jupyter does not start as root unless told to; in a container root is often the only user.
 LAB_ARGS ?= $(if $(ROOT),--allow-root)
 comma := ,
+# Most tests wait for servers that they start; two at a time keep two cores busy.
+WORKERS ?= 2
 EXTRAS := $(if $(filter Linux,$(shell uname -s)),linux-cpu$(comma))
 FRONT := $(shell find labextension/src labextension/style labextension/schema -type f 2>/dev/null) \
 	$(addprefix labextension/,package.json yarn.lock tsconfig.json tsconfig.build.json hatch_build.py)
@@ -23,7 +25,10 @@ lab: setup models ## Set up everything and start JupyterLab with UAIT
 demo: setup models ## Ask the shipped documents ten questions, headless, and show the answers
 	$(BIN)/uait run notebooks/quickstart.ipynb --own-server --data-dir runs/demo-state --html
 
-test: check front pytest nbval ## Set up what is missing and run every check and test
+# Setting up waits for the network and the disk more than it computes: side by side where it may be.
+test: $(VENV)/.dev labextension/node_modules/.setup ## Set up what is missing and run every check and test
+	$(MAKE) -j3 --output-sync=target check front models tools $(VENV)/.browser $(VENV)-wheel/.setup
+	$(MAKE) pytest nbval
 
 setup: $(VENV)/.setup
 models: $(VENV)/.models
@@ -97,7 +102,7 @@ front: labextension/node_modules/.setup ## Lint and test the front end
 
 pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup tools ## Run the Python tests
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
 
 nbval: $(VENV)/.models $(VENV)/.dev ## Run the notebooks as tests

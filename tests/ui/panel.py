@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from playwright.sync_api import Locator, Page, expect
 
@@ -36,10 +37,19 @@ def log_in(page: Page, server: OwnServer, token: str) -> None:
     page.get_by_role("button", name="Log in", exact=True).click()
 
 
+class Served(Protocol):
+    """Any server, by its address."""
+
+    @property
+    def url(self) -> str:
+        """The base URL, with a slash at its end."""
+        ...
+
+
 class AskPanel:
     """One JupyterLab page with the panel open, beside a document if one is named."""
 
-    def __init__(self, page: Page, server: OwnServer, document: str = "") -> None:
+    def __init__(self, page: Page, server: Served, document: str = "") -> None:
         page.goto(f"{server.url}lab{'/tree/' if document else ''}{document}?reset")
         # While JupyterLab restores its layout it moves the focus.
         page.locator("#jupyterlab-splash").wait_for(state="attached", timeout=LOAD_MS)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.conftest import REPOSITORY
 from tests.ui.panel import LOAD_MS, AskPanel, log_in
@@ -33,27 +33,6 @@ NOTEBOOK = {
     "nbformat": 4,
     "nbformat_minor": 5,
 }
-
-
-@pytest.fixture(autouse=True)
-def jp_asyncio_loop() -> None:
-    """Stand in for pytest-jupyter's loop: it would close Playwright's, which runs all along."""
-
-
-@pytest.fixture(autouse=True)
-def jp_server_cleanup() -> None:
-    """Stand in for pytest-jupyter's clean-up of a server in this process: there is none."""
-
-
-@pytest.fixture(scope="module")
-def browser(browser_path: str) -> Iterator[Browser]:
-    arguments = ["--disable-background-networking"]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        arguments.append("--no-sandbox")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
