@@ -22,9 +22,9 @@ from tests.security.leaky_server import leaky_server
 from tests.security.tools import tool
 from uait_server_ext.identity.principal import PERMISSIONS
 
-SECONDS = 45
+SECONDS = 30
 # Ends the credential that the scan uses, so that all after it would be a refusal.
-ENDS_THE_SCAN = "^/uait/v1/(logout|me/password|token/revoke)$"
+ENDS_THE_SCAN = r"^/uait/v1/(logout|me/password|token/revoke|users/[^/]+/factors)$"
 CONFIGURATION = """
 generous = {who: 1_000_000 for who in ("user", "key", "ip")}
 c.UaitApp.rate_limits = {

@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, expect
-from sqlalchemy import Connection, update
 
 from tests.security.conftest import IdentityServer, identity_server
-from tests.ui.people import Person, person
-from uait_server_ext.identity.tables import sessions
-from uait_server_ext.storage.database import raise_generation
+from tests.ui.people import Person, age_sessions, person
 
 pytestmark = pytest.mark.slow
 
@@ -163,16 +160,6 @@ def prove_again(ada: Person, server: IdentityServer) -> list[str]:
     expect(dialog).to_be_hidden()
     expect(page.locator("#code-list li")).to_have_count(10)
     return page.locator("#code-list li").all_inner_texts()
-
-
-def age_sessions(server: IdentityServer) -> None:
-    """Let every login be long ago."""
-
-    def work(connection: Connection) -> None:
-        connection.execute(update(sessions).values(authenticated_at=1.0))
-        raise_generation(connection, "identity")
-
-    server.foundation.database.write_now(work)
 
 
 def let_a_device_in(ada: Person) -> None:

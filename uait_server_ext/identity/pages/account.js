@@ -9,6 +9,7 @@ async function showProfile() {
   id('username').textContent = me.username;
   id('roles').textContent = me.roles.length ? `with the role ${me.roles.join(', ')}` : 'no role';
   id('display_name').value = me.display_name;
+  id('change-password').hidden = !me.has_password; // who logs in elsewhere has none to change
   return me;
 }
 

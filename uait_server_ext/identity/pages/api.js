@@ -115,6 +115,12 @@ export function proceed(state) {
   }
 }
 
+// The address at which a login through a provider begins; `to` is where it ends.
+export function providerLogin(provider, to) {
+  const query = new URLSearchParams({ next: to });
+  return `${base}uait/v1/login/oidc/${encodeURIComponent(provider)}?${query}`;
+}
+
 // Read a value from the fragment and take it out of the address bar and the history.
 export function fromFragment(name) {
   const value = new URLSearchParams(location.hash.slice(1)).get(name) || '';

@@ -1,4 +1,4 @@
-import { base, call, next, onClick, onSubmit, proceed } from './api.js';
+import { call, next, onClick, onSubmit, proceed, providerLogin } from './api.js';
 import { supported, usePasskey } from './passkeys.js';
 
 const id = name => document.getElementById(name);
@@ -23,7 +23,7 @@ for (const provider of methods.providers) {
   const link = document.createElement('a');
   link.className = 'button plain';
   link.textContent = `Log in with ${provider.name}`;
-  link.href = `${base}uait/v1/login/oidc/${encodeURIComponent(provider.id)}?${new URLSearchParams({ next })}`;
+  link.href = providerLogin(provider.id, next);
   id('providers').append(link);
 }
 others.hidden = id('passkey').hidden && !methods.providers.length;

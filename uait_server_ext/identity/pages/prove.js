@@ -1,6 +1,6 @@
 // Ask for a fresh proof of who is there, where an operation needs one, and do it again.
 
-import { call, explain, Problem, say } from './api.js';
+import { call, explain, Problem, providerLogin, say } from './api.js';
 import { supported, usePasskey } from './passkeys.js';
 
 const id = name => document.getElementById(name);
@@ -19,14 +19,30 @@ export async function proven(work) {
   return work();
 }
 
+// Who has nothing but an account elsewhere logs in there again and comes back to this page.
+async function providerLinks() {
+  const { accounts } = await call('GET', '/me/accounts');
+  return accounts.map(one => {
+    const link = document.createElement('a');
+    link.className = 'button plain';
+    link.textContent = `Log in with ${one.name} again`;
+    link.href = providerLogin(one.provider, location.pathname);
+    return link;
+  });
+}
+
 async function prove() {
   const factors = await call('GET', '/me/factors');
   const byCode = factors.totp.length > 0;
   const byPasskey = factors.passkeys.length > 0 && supported;
+  const byPassword =
+    !byCode && !factors.passkeys.length && (await call('GET', '/me')).has_password;
   id('prove-code').hidden = !byCode;
-  id('prove-password').hidden = byCode || factors.passkeys.length > 0;
+  id('prove-password').hidden = !byPassword;
   id('prove-passkey').hidden = !byPasskey;
-  dialog.querySelector('[value=prove]').hidden = !byCode && factors.passkeys.length > 0;
+  dialog.querySelector('[value=prove]').hidden = !byCode && !byPassword;
+  const byProvider = !byCode && !factors.passkeys.length && !byPassword;
+  id('prove-providers').replaceChildren(...(byProvider ? await providerLinks() : []));
   say(message, '');
   dialog.showModal();
   return new Promise((resolve, reject) => {
