@@ -138,8 +138,6 @@ CHAPTERS: dict[str, dict[int, str]] = {
 }
 
 REASONS: dict[int, str] = {
-    80: "UAIT takes no archives; the case comes with the first feature that does",
-    92: "there are no agents and tools yet; the case comes with them",
     93: "there are no agents and tools yet; the case comes with them",
     97: "there are no budgets yet; the case comes with them",
 }
