@@ -182,4 +182,11 @@ describe('answerText', () => {
     expect(text).toContain('Passage 2. [2]\n\na < b & *c*\n');
     expect(text).toContain('1. docs/1.md, lines 1-2\n2. docs/2.md, lines 1-2');
   });
+
+  it('holds nothing that a terminal would take for a command', () => {
+    const evil = 'a\u001b[201~\u001b]0;title\u0007\u009b2J\u0000\tb\nc';
+    const text = answerText(finished({ extract: evil, phrasing: evil }), trans);
+    expect(text).toContain('a[201~]0;title2J\tb\nc');
+    expect(text).not.toMatch(/[^\P{Cc}\n\t]/u);
+  });
 });

@@ -82,8 +82,11 @@ function answerLines(
   while (lines[lines.length - 1] === '') {
     lines.pop();
   }
-  return lines;
+  return lines.map(line => line.replace(CONTROL, ''));
 }
+
+// All but line feed and tab: pasted into a terminal they are commands to it.
+const CONTROL = /[^\P{Cc}\n\t]/gu;
 
 function oneLine(text: string): string {
   return text.replace(/\s+/g, ' ').trim();
