@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.conftest import REPOSITORY
 from tests.ui.panel import LOAD_MS, AskPanel, log_in
+from tests.ui.pictures import picture
 from uait_server_ext.workflows.server import OwnServer
 
 pytestmark = pytest.mark.slow
@@ -53,7 +51,7 @@ def page(logged_in: BrowserContext, request: pytest.FixtureRequest) -> Iterator[
     failures: list[str] = []
     page.on("pageerror", lambda error: failures.append(str(error)))
     yield page
-    page.screenshot(path=screenshots() / f"{request.node.name}.png")
+    picture(page, request.node.name)
     page.close()
     assert not failures
 
@@ -63,12 +61,6 @@ def panel(page: Page, lab_server: OwnServer) -> AskPanel:
     panel = AskPanel(page, lab_server)
     panel.choose("Collection", "docs")
     return panel
-
-
-def screenshots() -> Path:
-    folder = Path(os.environ.get("UAIT_SCREENSHOTS", REPOSITORY / "test-results"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def test_a_wrong_token_opens_nothing(browser: Browser, lab_server: OwnServer) -> None:
@@ -133,7 +125,7 @@ def test_an_answer_becomes_a_cell_that_says_who_wrote_it(page: Page, lab_server:
     expect(cell.locator("ol > li").first).to_contain_text("documents/pep-0257.rst")
     dismiss_news(page)
     panel.pose()
-    page.screenshot(path=screenshots() / "panel-light.png")
+    picture(page, "panel-light")
     cell.click()
     with page.expect_response(lambda got: got.request.method == "PUT" and address in got.url):
         page.keyboard.press("Control+s")
@@ -158,7 +150,7 @@ def test_the_panel_follows_the_dark_theme(panel: AskPanel) -> None:
     assert background == "rgb(33, 33, 33)"
     dismiss_news(page)
     panel.pose()
-    page.screenshot(path=screenshots() / "panel-dark.png")
+    picture(page, "panel-dark")
 
 
 def dismiss_news(page: Page) -> None:
