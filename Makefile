@@ -45,7 +45,7 @@ $(VENV)/.models: $(VENV)/.setup
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml $(FRONT)
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -e '.[$(EXTRAS)dev]'
 	@touch $(VENV)/.setup $@
 
 # Node.js of the system where it is new enough, else of a registry package.
@@ -64,9 +64,9 @@ TOOLS := .venv-tools
 SECURITY := tests/security
 $(TOOLS)/.setup: $(BIN)/python Makefile
 	$(PYTHON) -m venv $(TOOLS)/semgrep
-	$(TOOLS)/semgrep/bin/python -m pip install --quiet 'semgrep>=1.136'
+	$(TOOLS)/semgrep/bin/python -m pip install --quiet --no-compile 'semgrep>=1.136'
 	$(PYTHON) -m venv $(TOOLS)/scanners
-	$(TOOLS)/scanners/bin/python -m pip install --quiet 'wapiti3>=3.2' 'sqlmap>=1.9'
+	$(TOOLS)/scanners/bin/python -m pip install --quiet --no-compile 'wapiti3>=3.2' 'sqlmap>=1.9'
 	@command -v redis-server >/dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
 	@touch $@

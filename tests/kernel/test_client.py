@@ -104,7 +104,8 @@ def test_the_token_is_nowhere_to_be_seen(client: Client, protocol_server: Protoc
 
 
 def test_without_a_token_the_error_says_so(protocol_server: ProtocolServer) -> None:
-    with pytest.raises(errors.Unauthenticated, match=r"No token is known for .*: run `uait login`, or set UAIT_TOKEN"):
+    expected = r"No token is known for .*: run `uait login`, or set UAIT_TOKEN"
+    with pytest.raises(errors.Unauthenticated, match=expected):
         Client(protocol_server.url).health()
 
 
