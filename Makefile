@@ -14,7 +14,7 @@ FRONT := $(shell find labextension/src labextension/style labextension/schema -t
 PY := $(shell find uait_server_ext uait_kernel -name '*.py' -not -name _version.py)
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: docs lab demo test setup models check pytest nbval front tools bench openapi clean help
+.PHONY: docs lab demo test setup models check pytest nbval front tools long bench openapi clean help
 
 help: ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -102,8 +102,11 @@ front: labextension/node_modules/.setup ## Lint and test the front end
 
 pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup tools ## Run the Python tests
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
+
+long: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser tools ## Run the tests that take minutes each: scanners, corpora, kills
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 nbval: $(VENV)/.models $(VENV)/.dev ## Run the notebooks as tests
 	$(BIN)/python -m pytest -p no:cacheprovider --nbval-lax notebooks/*.ipynb

@@ -24,7 +24,7 @@ from uait_server_ext.storage.rotation import rotate
 from uait_server_ext.storage.sealing import COLUMNS, Sealer, envelope, open_envelope, seal, vars_of
 from uait_server_ext.storage.tables import sealed_values
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 SECRETS = 10_000
 BATCH = 250

@@ -22,6 +22,8 @@ from tests.security.leaky_server import leaky_server
 from tests.security.tools import tool
 from uait_server_ext.identity.principal import PERMISSIONS
 
+pytestmark = [pytest.mark.slow, pytest.mark.long]
+
 SECONDS = 30
 # Ends the credential that the scan uses, so that all after it would be a refusal.
 ENDS_THE_SCAN = r"^/uait/v1/(logout|me/password|token/revoke|users/[^/]+/factors)$"

@@ -111,7 +111,6 @@ class Watch:
         self.requests: list[str] = []
         self.dialogs: list[str] = []
         self.opened: list[str] = []
-        self.gone_to: list[str] = []
         self.violations: list[str] = []
         context.on("request", self._request)
         context.on("dialog", self._dialog)
@@ -123,7 +122,7 @@ class Watch:
     def _request(self, request: Request) -> None:
         parts = urlsplit(request.url)
         away = parts.scheme not in ("data", "blob", "about") and parts.netloc != self.host
-        if away or OWN in request.url:
+        if away or (OWN in parts.path and not request.is_navigation_request()):
             self.requests.append(request.url)
 
     def _dialog(self, dialog: Dialog) -> None:
@@ -149,20 +148,22 @@ class Watch:
     def begin(self, page: Page) -> None:
         """Mark the page as it is now, so that a navigation or another script's end is seen."""
         page.evaluate("window.uaitStillHere = location.origin")
+        self.violations.clear()
 
     def assert_inert(self, page: Page, listener: Listener, settle_ms: int = 300) -> None:
         """Fail on whatever any text has done since the page was marked."""
         page.wait_for_timeout(settle_ms)  # what fails to load tells so a little later
         assert page.evaluate("window.uaitStillHere") == f"http://{self.host}"
+        assert self.violations == [], self.violations
         self.assert_untouched(page, listener)
 
     def assert_untouched(self, page: Page, listener: Listener) -> None:
         """Fail on a script of a text that ran, and on what left this server."""
         assert page.evaluate(f"window.{MARKER}") is None
-        assert self.dialogs == []
-        assert self.opened == []
-        assert self.requests == []
-        assert listener.calls == []
+        assert self.dialogs == [], self.dialogs
+        assert self.opened == [], self.opened
+        assert self.requests == [], self.requests
+        assert listener.calls == [], listener.calls
         assert len(page.context.pages) == 1
 
 

@@ -31,7 +31,7 @@ from tests.ui.inertness import Listener, Watch, assert_made_of_text, listener
 from tests.ui.panel import LOAD_MS, AskPanel
 from tests.ui.pictures import picture
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
 BATCH = 20  # JupyterLab shows at most 50 outputs of a cell
 

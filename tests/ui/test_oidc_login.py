@@ -180,6 +180,16 @@ def test_031_cancelled_login_is_a_page(someone: Person) -> None:
     refused(someone, "did not log you in", "cancelled")
 
 
+def test_031_browsers_without_fetch_metadata_get_the_page_too(world: World) -> None:
+    """They send none to a server that they reach by plain http under another name."""
+    anybody = world.server.anonymous()
+    page = anybody.get("~/login/oidc/nobody", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert page.headers["Content-Type"].startswith("text/html")
+    program = anybody.get("~/login/oidc/nobody")
+    assert program.headers["Content-Type"] == "application/problem+json"
+    assert (page.status_code, program.status_code) == (404, 404)
+
+
 def refused(someone: Person, reason: str, name: str) -> None:
     """Expect a page that a person can read."""
     page = someone.page

@@ -335,11 +335,11 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
 
     def finish_problem(self, document: dict[str, Any]) -> None:
         """Send a problem document; a person whose browser was sent here gets it as a page."""
-        headers = self.request.headers
-        # Browsers send the first only over https and to this machine.
-        navigates = headers.get("Sec-Fetch-Mode", "navigate") == "navigate" and headers.get(
-            "Accept", ""
-        ).startswith("text/html")
+        mode = self.request.headers.get("Sec-Fetch-Mode")
+        if mode is None:  # browsers send it to this machine and over https only
+            navigates = self.request.headers.get("Accept", "").startswith("text/html")
+        else:
+            navigates = mode == "navigate"
         if not (navigates and self.services.has_identity):
             self.finish(json.dumps(document), set_content_type=PROBLEM_JSON)
             return
