@@ -85,6 +85,8 @@ def run_a_cell(ada: Person) -> None:
     page.locator('.jp-LauncherCard[data-category="Notebook"]').first.click()
     cell = page.locator(".jp-Notebook .jp-Cell .cm-content").first
     cell.click(timeout=LOAD_MS)
+    # JupyterLab runs nothing, and says nothing, before the notebook has its kernel.
+    expect(page.locator("#jp-main-statusbar")).to_contain_text("| Idle", timeout=LOAD_MS)
     page.keyboard.type("print(6 * 7 * 1000)")
     page.keyboard.press("Shift+Enter")
     expect(page.locator(".jp-OutputArea-output").first).to_have_text("42000\n", timeout=LOAD_MS)
@@ -152,6 +154,7 @@ def prove_again(ada: Person, server: IdentityServer) -> list[str]:
     page.keyboard.press("Escape")
     expect(page.locator("#renew-codes").get_by_role("alert")).to_contain_text("Nothing was done")
     ada.button("New recovery codes").click()
+    expect(dialog.get_by_label("Code of your authenticator app")).to_be_focused()
     page.keyboard.type("000000")
     page.keyboard.press("Enter")
     expect(dialog.get_by_role("alert")).to_contain_text("wrong")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import time
@@ -244,17 +243,18 @@ def test_verifying_a_long_log_does_not_hold_up_the_loop(tmp_path: Path) -> None:
 
         async def watched() -> tuple[AuditReport, list[float]]:
             task = asyncio.ensure_future(state.audit.verify())
-            lags = []
+            waits = []
             while not task.done():
                 before = time.perf_counter()
                 await asyncio.sleep(0.005)
-                lags.append(time.perf_counter() - before - 0.005)
-            return task.result(), lags
+                waits.append(time.perf_counter() - before)
+            return task.result(), waits
 
-        found, lags = run(watched())
+        found, waits = run(watched())
         assert (found.intact, found.checked) == (True, 100_001)
-        assert statistics.median(lags) < 0.02
-        assert max(lags) < 1.0
+        # On any machine: a share of the whole, where work on the loop would be all of it at once.
+        assert len(waits) > 20
+        assert max(waits) < sum(waits) / 4
 
 
 def write_many(state: State, count: int) -> None:
