@@ -28,7 +28,7 @@ demo: setup models ## Ask the shipped documents ten questions, headless, and sho
 # Setting up waits for the network and the disk more than it computes: side by side where it may be.
 test: $(VENV)/.dev labextension/node_modules/.setup ## Set up what is missing and run every check and test
 	$(MAKE) -j3 --output-sync=target check front models tools $(VENV)/.browser $(VENV)-wheel/.setup
-	$(MAKE) pytest nbval
+	$(MAKE) -j2 --output-sync=target pytest nbval
 
 setup: $(VENV)/.setup
 models: $(VENV)/.models
@@ -102,7 +102,7 @@ front: labextension/node_modules/.setup ## Lint and test the front end
 
 pytest: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser $(VENV)-wheel/.setup tools ## Run the Python tests
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not long' --cov --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not long' --cov --cov-report= $(ARGS)
 	$(BIN)/python -m coverage report
 
 long: $(VENV)/.models $(VENV)/.dev $(VENV)/.browser tools ## Run the tests that take minutes each: scanners, corpora, kills

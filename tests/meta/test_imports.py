@@ -6,7 +6,6 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -51,10 +50,13 @@ def test_the_extension_adds_nothing_heavy_to_a_jupyter_server() -> None:
 
 
 @pytest.fixture
-def compiled(tmp_path: Path) -> dict[str, str]:
-    """Let Python keep bytecode, as an installed package has it, wherever the tests run."""
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    return kept | {"PYTHONPYCACHEPREFIX": str(tmp_path)}
+def compiled() -> dict[str, str]:
+    """Let Python keep bytecode, as an installed package has it, and trace nothing."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "PYTHONDONTWRITEBYTECODE" and not name.startswith("COVERAGE_")
+    }
 
 
 def least_seconds(
