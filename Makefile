@@ -28,7 +28,7 @@ demo: setup models ## Ask the shipped documents ten questions, headless, and sho
 # Setting up waits for the network and the disk more than it computes: side by side where it may be.
 test: $(VENV)/.dev labextension/node_modules/.setup ## Set up what is missing and run every check and test
 	$(MAKE) -j3 --output-sync=target check front models tools $(VENV)/.browser $(VENV)-wheel/.setup
-	$(MAKE) -j2 --output-sync=target pytest nbval
+	$(MAKE) -j2 pytest nbval
 
 setup: $(VENV)/.setup
 models: $(VENV)/.models
