@@ -188,6 +188,8 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
         return {
             **os.environ,
             **own,
+            "NO_PROXY": "127.0.0.1,localhost",  # these clients know no better; UAIT's own does
+            "no_proxy": "127.0.0.1,localhost",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
 

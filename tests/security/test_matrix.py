@@ -8,11 +8,13 @@ what each needs from the policy, what each principal may from its role. Only the
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -291,14 +293,17 @@ def handshake(matrix: Matrix, who: str, path: str) -> int:
     server = matrix.server.url
     headers = [f"{k}: {v}" for k, v in caller.http.headers.items() if k == "authorization"]
     jar = "; ".join(f"{cookie.name}={cookie.value}" for cookie in caller.http.cookies.jar)
+    parts = urlsplit(server)
+    # Connected beforehand, or it would ask a proxy that the environment names.
+    connection = socket.create_connection((parts.hostname or "", parts.port or 0), 20)
     try:
-        socket = websocket.create_connection(
+        opened = websocket.create_connection(
             f"{server.replace('http', 'ws', 1)}{path}",
             header=headers,
             cookie=jar or None,
             origin=server.rstrip("/"),
             timeout=20,
-            http_no_proxy=["127.0.0.1"],
+            socket=connection,
             redirect_limit=0,
         )
     except websocket.WebSocketBadStatusException as error:
@@ -307,8 +312,8 @@ def handshake(matrix: Matrix, who: str, path: str) -> int:
         if "Redirect" not in str(error):
             raise
         return 302
-    status: int = socket.status
-    socket.close()
+    status: int = opened.status
+    opened.close()
     return status
 
 

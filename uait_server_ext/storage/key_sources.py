@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 from cryptography.exceptions import InvalidTag
@@ -36,6 +36,9 @@ from uait_server_ext.paths import private_folder
 from .files import write_atomic
 from .master_key import KeySource
 from .sealing import decrypt, encrypt
+
+if TYPE_CHECKING:
+    import hvac
 
 PASSPHRASE_VARIABLE = "UAIT_PASSPHRASE"  # noqa: S105 - a name
 TOKEN_VARIABLES = ("BAO_TOKEN", "VAULT_TOKEN")
@@ -216,17 +219,10 @@ class TransitSource:
         self.file.save(answer["data"]["ciphertext"].encode())
 
     def _call(self, verb: str, **arguments: str) -> Any:
-        try:
-            import hvac
-            import requests
-        except ImportError:
-            raise DependencyMissing(
-                "The master key is sealed by OpenBao or Vault, and its client is not installed. "
-                "Run `pip install 'uait[vault]'`."
-            ) from None
-        client = hvac.Client(
-            url=self.address, token=self.token, timeout=TRANSIT_SECONDS, allow_redirects=False
-        )
+        client = vault_client(self.address, self.token, TRANSIT_SECONDS)
+        import hvac
+        import requests
+
         try:
             transit = client.secrets.transit
             return getattr(transit, verb)(name=self.key, mount_point=self.mount, **arguments)
@@ -304,4 +300,34 @@ def transit_token(environ: MutableMapping[str, str]) -> str:
     raise Unavailable(
         "The master key is sealed by OpenBao or Vault: set BAO_TOKEN or VAULT_TOKEN, or log in "
         "with its own command."
+    )
+
+
+def vault_client(
+    address: str, token: str, timeout: float, namespace: str | None = None
+) -> hvac.Client:
+    """Return a client of OpenBao or HashiCorp Vault; `client.adapter.close()` ends it.
+
+    One on this machine is never asked through a proxy that the environment names.
+
+    Raises:
+        DependencyMissing: the extra `vault` is not installed.
+    """
+    try:
+        import hvac
+        import requests
+    except ImportError:
+        raise DependencyMissing(
+            "A secret or the master key is kept by OpenBao or Vault, and its client is not "
+            "installed. Run `pip install 'uait[vault]'`."
+        ) from None
+    session = requests.Session()
+    session.trust_env = urlsplit(address).hostname not in ("127.0.0.1", "::1", "localhost")
+    return hvac.Client(
+        url=address,
+        token=token,
+        namespace=namespace,
+        timeout=timeout,
+        allow_redirects=False,
+        session=session,
     )

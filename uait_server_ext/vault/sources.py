@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from uait_server_ext.errors import DependencyMissing, NotFound, Unavailable
+from uait_server_ext.errors import NotFound, Unavailable
+from uait_server_ext.storage.key_sources import vault_client
 
 TIMEOUT_SECONDS = 5.0
 
@@ -51,22 +52,11 @@ class KeyValueSource:
         return SecretStr(value)
 
     def _read(self, path: str) -> dict[str, Any]:
-        try:
-            import hvac
-            import requests
-        except ImportError:
-            raise DependencyMissing(
-                "A secret is kept in OpenBao or Vault, and its client is not installed. Run "
-                "`pip install 'uait[vault]'`."
-            ) from None
         mount, _, rest = path.partition("/")
-        client = hvac.Client(
-            url=self.address,
-            token=self.token,
-            namespace=self.namespace,
-            timeout=self.timeout,
-            allow_redirects=False,
-        )
+        client = vault_client(self.address, self.token, self.timeout, self.namespace)
+        import hvac
+        import requests
+
         try:
             answer = client.secrets.kv.v2.read_secret_version(
                 path=rest, mount_point=mount, raise_on_deleted_version=True
