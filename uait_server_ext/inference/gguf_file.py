@@ -1,4 +1,4 @@
-"""Read and write GGUF files (version 3, little-endian), as far as models in the catalogue need it.
+"""Read and write GGUF files (version 3, little-endian); what blocks hold is ``gguf_quants``'.
 
 ::
 
@@ -13,6 +13,7 @@ vocabulary where this takes a tenth of one, and brings an HTTP client along.
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from . import gguf_quants
+from .gguf_quants import BF16, F16, F32, FLOAT_BYTES, LAYOUTS, NAMES
 
 Array = npt.NDArray[Any]
 
@@ -35,11 +39,8 @@ SCALARS = {
                          10: "Q", 11: "q", 12: "d"}.items()
 }  # fmt: skip
 UINT32 = 4
-
-F32, F16, Q4_0, Q4_1, Q8_0 = 0, 1, 2, 3, 8
-BLOCK_WEIGHTS = 32  # in one block of the quantised types
-BLOCK_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
 FLOATS: dict[int, np.dtype[Any]] = {F32: np.dtype("<f4"), F16: np.dtype("<f2")}
+MOST_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
@@ -53,46 +54,61 @@ class Tensor:
 
     def blocks(self) -> Array:
         """Return the bytes of a quantised tensor as (rows, blocks in a row, bytes in a block)."""
-        return self.data.reshape(self.shape[0], -1, BLOCK_BYTES[self.type])
+        return self.data.reshape(self.shape[0], -1, LAYOUTS[self.type].bytes)
 
     def weights(self) -> Array:
-        """Return the weights as float32."""
+        """Return the weights as float32, exactly."""
         if self.type in FLOATS:
             return self.data.view(FLOATS[self.type]).reshape(self.shape).astype(np.float32)
-        codes, scales, biases = self.quantised()
-        wide = codes.astype(np.float32)
-        wide *= scales[..., None].astype(np.float32)
-        wide += biases[..., None].astype(np.float32)
-        return wide.reshape(self.shape)
+        if self.type == BF16:
+            wide = self.data.view("<u2").astype(np.uint32) << 16
+            return wide.view(np.float32).reshape(self.shape)
+        wide_blocks = gguf_quants.weights(self.type, self.blocks().reshape(-1, self.block_bytes))
+        return wide_blocks.reshape(self.shape)
 
-    def quantised(self) -> tuple[Array, Array, Array]:
-        """Return (codes, scales, biases) with weight = code * scale + bias, losslessly.
+    def affine(self) -> gguf_quants.Affine:
+        """Return codes (rows, groups, 32), scales and biases (rows, groups), exactly."""
+        codes, scales, biases = gguf_quants.affine(self.type, self.blocks())
+        rows = self.shape[0]
+        return gguf_quants.Affine(
+            codes.reshape(rows, -1, gguf_quants.GROUP),
+            scales.reshape(rows, -1),
+            biases.reshape(rows, -1),
+        )
 
-        ``codes`` is uint8 of shape (rows, groups, 32); the others are float16 (rows, groups).
-        """
-        blocks = self.blocks()
-        scales = _half(blocks[..., :2])
-        if self.type == Q8_0:
-            # signed codes become unsigned; the shift goes into the bias, exactly representable
-            return blocks[..., 2:] ^ 0x80, scales, scales * np.float16(-128)
-        nibbles = blocks[..., -16:]  # low halves are weights 0..15 of the block, high ones 16..31
-        codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=-1)
-        biases = _half(blocks[..., 2:4]) if self.type == Q4_1 else scales * np.float16(-8)
-        return codes, scales, biases
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return LAYOUTS[self.type].bytes
+
+    @property
+    def count(self) -> int:
+        """Weights in it."""
+        return math.prod(self.shape)
 
 
 class GgufFile:
     """A GGUF file, memory-mapped.
 
-    Raises ``ValueError`` for what is not GGUF version 3 or holds a tensor type not known here.
+    Raises ``ValueError`` for what is not GGUF version 3, is cut short or holds a tensor type that
+    is not known here.
     """
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
+            head = file.read(HEADER.size)
+            if len(head) < HEADER.size or head[:4] != MAGIC:
+                raise ValueError(f"{path.name} is not a GGUF file of version {VERSION}")
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        magic, version, tensors, fields = HEADER.unpack_from(self._map)
-        if (magic, version) != (MAGIC, VERSION):
+        _, version, tensors, fields = HEADER.unpack(head)
+        if version != VERSION:
             raise ValueError(f"{path.name} is not a GGUF file of version {VERSION}")
+        try:
+            self._read(tensors, fields)
+        except (struct.error, KeyError, UnicodeDecodeError, OverflowError) as error:
+            raise ValueError(f"{path.name} is damaged or not whole: {error}") from error
+
+    def _read(self, tensors: int, fields: int) -> None:
         self._at = HEADER.size
         self.fields: dict[str, Any] = {}
         self.field_bytes: dict[str, bytes] = {}
@@ -104,6 +120,9 @@ class GgufFile:
         alignment = self.fields.get("general.alignment", ALIGNMENT)
         base = self._at + -self._at % alignment
         everything = np.frombuffer(self._map, np.uint8)
+        end = max((base + at + _bytes(shape, kind) for _, shape, kind, at in headers), default=0)
+        if end > len(everything):
+            raise struct.error(f"{end - len(everything):,} bytes are missing at its end")
         self.tensors = [
             Tensor(name, shape, kind, everything[base + at : base + at + _bytes(shape, kind)])
             for name, shape, kind, at in headers
@@ -118,6 +137,8 @@ class GgufFile:
     def _string(self) -> str:
         size = self._scalar(10)
         self._at += size
+        if self._at > len(self._map):
+            raise struct.error("a text goes beyond the end of the file")
         return self._map[self._at - size : self._at].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
@@ -131,9 +152,12 @@ class GgufFile:
     def _tensor_header(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self._string()
         # the file names the fastest dimension first, arrays name it last
-        shape = tuple(self._scalar(10) for _ in range(self._scalar(UINT32)))[::-1]
+        dimensions = self._scalar(UINT32)
+        if dimensions > MOST_DIMENSIONS:
+            raise struct.error(f"tensor {name} has {dimensions} dimensions")
+        shape = tuple(self._scalar(10) for _ in range(dimensions))[::-1]
         kind = self._scalar(UINT32)
-        if kind not in FLOATS and kind not in BLOCK_BYTES:
+        if kind not in NAMES:
             raise ValueError(f"tensor {name} has type {kind}, which cannot be read here")
         return name, shape, kind, self._scalar(10)
 
@@ -167,15 +191,11 @@ def string_bytes(text: str) -> bytes:
     return struct.pack("<Q", len(data)) + data
 
 
-def _half(pairs: Array) -> Array:
-    return np.ascontiguousarray(pairs).view(np.float16)[..., 0]
-
-
 def _bytes(shape: tuple[int, ...], kind: int) -> int:
-    count = int(np.prod(shape))
-    if kind in FLOATS:
-        return count * FLOATS[kind].itemsize
-    return count // BLOCK_WEIGHTS * BLOCK_BYTES[kind]
+    count = math.prod(shape)
+    if kind in FLOAT_BYTES:
+        return count * FLOAT_BYTES[kind]
+    return count // LAYOUTS[kind].weights * LAYOUTS[kind].bytes
 
 
 def _align(file: IO[bytes]) -> None:

@@ -9,11 +9,14 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import resource
 import sys
 from pathlib import Path
 
 MOST_THREADS = 8  # small models gain nothing beyond
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+OWN_PAGES = Path("/proc/self/statm")
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 CUDA_PACKAGES = ("mlx-cuda-13", "mlx-cuda-12", "mlx-cuda")
 
@@ -35,8 +38,20 @@ def default_threads() -> int:
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the memory that this machine, or the container that we are in, has."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        return min(physical, int(CGROUP_MEMORY.read_text("ascii")))
+    except (OSError, ValueError):  # no such limit here
+        return physical
+
+
+def own_memory() -> int:
+    """Return the memory of this process: now, or where that is not told, at its most."""
+    try:
+        return int(OWN_PAGES.read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 
 def has_accelerator() -> bool:

@@ -10,15 +10,13 @@ import asyncio
 import contextlib
 import itertools
 import logging
-import os
 import signal
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from uait_server_ext import errors
 from uait_server_ext.errors import ModelUnavailable, UaitError, WorkerDied
 
 from . import protocol
@@ -26,46 +24,41 @@ from .protocol import Frame
 
 MODULE = "uait_server_ext.inference.worker"
 LOAD_SECONDS = 600.0
-CANCEL_SECONDS = 2.0
+CANCEL_SECONDS = 2.0  # a worker that says nothing at all for so long is stuck
+LONGEST_CANCEL_SECONDS = 10.0
+SILENT_SECONDS = 60.0  # with requests under way; one that computes gives a sign every second
 STOP_SECONDS = 1.0
 KEPT_LINES = 50
 READ_BYTES = 1 << 16
 
-ALLOWED = frozenset(
-    (
-        "PATH",
-        "HOME",
-        "USER",
-        "LANG",
-        "LANGUAGE",
-        "TZ",
-        "TMPDIR",
-        "PYTHONPATH",
-        "PYTHONHOME",
-        "LD_LIBRARY_PATH",
-        "DYLD_LIBRARY_PATH",
-        "XDG_CACHE_HOME",
-        "HF_HOME",
-        "HF_HUB_CACHE",
-        "CUDA_VISIBLE_DEVICES",
-        "CUDA_HOME",
-    )
-)
-ALLOWED_PREFIXES = ("LC_", "COVERAGE_")
 LAST_FRAMES = frozenset({"done", "vectors", "error", "cancelled"})
 
 
 class Request:
-    """One request under way; yields frames up to its last one."""
+    """One request under way; yields frames up to its last one.
 
-    def __init__(self, number: int) -> None:
+    ``on_end`` is called when the worker has let go of it, whether or not its frames are read.
+    """
+
+    def __init__(self, number: int, on_end: Callable[[], None] = lambda: None) -> None:
         self.number = number
-        self.frames: asyncio.Queue[Frame | UaitError] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self._frames: asyncio.Queue[Frame | UaitError] = asyncio.Queue()
+        self._on_end = on_end
+
+    def put(self, item: Frame | UaitError) -> None:
+        """Give the reader the next frame, or the error that ends it."""
+        self._frames.put_nowait(item)
+
+    def end(self) -> None:
+        """Note that the worker does nothing for it any more."""
+        if not self.ended.is_set():
+            self.ended.set()
+            self._on_end()
 
     async def next(self) -> Frame:
         """Return the next frame. Raises what the worker reported, or ``WorkerDied``."""
-        item = await self.frames.get()
+        item = await self._frames.get()
         if isinstance(item, UaitError):
             raise item
         if item.message["type"] == "error":
@@ -85,7 +78,12 @@ class WorkerProcess:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._errors = asyncio.create_task(self._read_errors())
         self._frames: asyncio.Task[None] | None = None
+        self._cancels: set[asyncio.Task[None]] = set()
+        self._watching: asyncio.Task[None] | None = None
+        self._heard = 0
         self._stopping = False
+        self._killed = False
+        self._hung = False
 
     @classmethod
     async def start(
@@ -130,24 +128,67 @@ class WorkerProcess:
         """Whether requests can be sent."""
         return self._process.returncode is None and not self._stopping
 
-    def submit(self, message: dict[str, Any]) -> Request:
-        """Send a request; its frames are read from what is returned."""
-        request = Request(next(self._numbers))
+    def on_gone(self, callback: Callable[[], None]) -> None:
+        """Have a function called when the process has ended."""
+        assert self._frames
+        self._frames.add_done_callback(lambda _: callback())
+
+    def submit(self, message: dict[str, Any], on_end: Callable[[], None]) -> Request:
+        """Send a request; its frames are read from what is returned.
+
+        ``on_end`` is called once, when the worker has let go of it or has died.
+        """
+        request = Request(next(self._numbers), on_end)
         self._requests[request.number] = request
         self._send({**message, "id": request.number})
+        if self._watching is None or self._watching.done():
+            self._watching = asyncio.create_task(self._watch())
         return request
 
-    async def cancel(self, request: Request) -> None:
-        """End a request; returns when the worker has let go of it, or has been killed."""
+    def cancel(self, request: Request, reason: UaitError | None = None) -> None:
+        """End a request, telling its reader the reason; a worker that does not let go is killed.
+
+        Does not wait: ``request.ended`` is set when the worker has let go of it.
+        """
         if request.ended.is_set():
             return
+        if reason is not None:
+            request.put(reason)
         self._send({"type": "cancel", "id": request.number})
-        try:
-            async with asyncio.timeout(CANCEL_SECONDS):
-                await request.ended.wait()
-        except TimeoutError:
-            self._log.warning("%s did not let go of a cancelled request; ending it", self.name)
-            await self.kill()
+        task = asyncio.create_task(self._see_to(request))
+        self._cancels.add(task)
+        task.add_done_callback(self._cancels.discard)
+
+    async def _watch(self) -> None:
+        """End the process where it gives no sign while it has requests."""
+        pause = SILENT_SECONDS / 20
+        heard, silent = -1, 0.0
+        while self._requests:
+            if heard != self._heard:
+                heard, silent = self._heard, 0.0
+            elif silent >= SILENT_SECONDS:
+                self._log.warning("%s gave no sign for %.0f s; ending it", self.name, silent)
+                self._hung = True
+                await self.kill()
+                return
+            await asyncio.sleep(pause)
+            silent += pause
+
+    async def _see_to(self, request: Request) -> None:
+        """Wait until a cancelled request has ended; kill the worker where it is stuck."""
+        waited = 0.0
+        heard = -1
+        while heard != self._heard and waited < LONGEST_CANCEL_SECONDS:
+            heard = self._heard
+            try:
+                async with asyncio.timeout(CANCEL_SECONDS):
+                    await request.ended.wait()
+            except TimeoutError:
+                waited += CANCEL_SECONDS
+            else:
+                return
+        self._log.warning("%s did not let go of a cancelled request; ending it", self.name)
+        await self.kill()
 
     async def stop(self) -> None:
         """End the process: ask, close its input, kill; within about a second."""
@@ -160,10 +201,12 @@ class WorkerProcess:
 
     async def kill(self) -> None:
         """End the process now and wait until it is gone."""
-        self._stopping = True
+        self._stopping = self._killed = True
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
         await self._process.wait()
+        if self._watching is not None and self._watching is not asyncio.current_task():
+            self._watching.cancel()
         assert self._process.stdin
         self._process.stdin.close()
         await asyncio.gather(*(task for task in (self._frames, self._errors) if task))
@@ -191,22 +234,23 @@ class WorkerProcess:
         stdout = self._process.stdout
         assert stdout
         while (frame := await protocol.read_async(stdout)) is not None:
-            number = frame.message["id"]
+            self._heard += 1
+            if frame.message["type"] == "alive":
+                continue
+            request = self._requests[frame.message["id"]]
+            request.put(frame)
             if frame.message["type"] in LAST_FRAMES:
-                request = self._requests.pop(number)
-                request.ended.set()
-            else:
-                request = self._requests[number]
-            request.frames.put_nowait(frame)
+                del self._requests[request.number]
+                request.end()
         self._stopping = True  # no request may be sent to it any more
         died = WorkerDied(
             f"The worker process of {self.name} ended in the middle of the answer: "
             f"{await self._obituary()} Ask again; it starts anew with the next request."
         )
-        for request in self._requests.values():
-            request.frames.put_nowait(died)
-            request.ended.set()
-        self._requests.clear()
+        requests, self._requests = self._requests, {}
+        for request in requests.values():
+            request.put(died)
+            request.end()
 
     async def _read_errors(self) -> None:
         stderr = self._process.stderr
@@ -226,44 +270,19 @@ class WorkerProcess:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_SECONDS):
                 await self._process.wait()
-        with contextlib.suppress(ProcessLookupError):
+        if self._process.returncode is None:
+            self._killed = True
             self._process.kill()
         code = await self._process.wait()
         await asyncio.wait([self._errors], timeout=STOP_SECONDS)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        if self._hung:
+            how += f" (it gave no sign for {SILENT_SECONDS:g} s)"
+        if code == -signal.SIGKILL and not self._killed:
+            how += " (so ends what takes more memory than there is)"
         lines = [line for line in self._lines if line.startswith("Fatal Python error")]
         said = [*self._lines, *lines][-1:]  # after a fatal error come stacks, which help nobody
         return f"{how}.{f' It said last: {said[0]}' if said else ''}"
-
-
-def worker_environment(*, threads: int) -> dict[str, str]:
-    """Return the environment of a worker: what it needs of ours, no tokens, no passwords."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ALLOWED or name.startswith(ALLOWED_PREFIXES)
-    }
-    path = [*_own_package(), *filter(None, [inherited.get("PYTHONPATH")])]
-    return {
-        **inherited,
-        **({"PYTHONPATH": os.pathsep.join(path)} if path else {}),
-        "HF_HUB_OFFLINE": "1",  # what a model needs was fetched before
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-        "OMP_NUM_THREADS": str(threads),
-        # threads that wait for each other give up the core soon instead of spinning on it
-        "GOMP_SPINCOUNT": "1000",
-        # a second BLAS thread gains a quarter on an idle machine and loses tenfold on a busy one
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-
-
-def _own_package() -> Iterator[str]:
-    """Yield the folder that this package was imported from, if it is a checkout."""
-    root = Path(errors.__file__).parents[1]
-    if root.name not in ("site-packages", "dist-packages"):
-        yield str(root)
 
 
 def _error(message: dict[str, Any]) -> UaitError:

@@ -4,20 +4,27 @@ A frame is two little-endian lengths, a JSON object and a body of raw bytes (vec
 
     | u32 length of JSON | u32 length of body | JSON | body |
 
-=========== ============ ===========================================================================
-to worker   ``load``     first frame: which model, which backend, where the cache is
-            ``chat``     id, messages, max_tokens, temperature, top_p, seed, stop
-            ``embed``    id, texts
-            ``cancel``   id
-            ``stop``     end by itself
-from worker ``ready``    loaded: context_tokens, dimension, note
-            ``failed``   not loaded: code, detail; the worker ends
-            ``delta``    id, text
-            ``done``     id, finish_reason, prompt_tokens, completion_tokens
-            ``vectors``  id, shape; body float32
-            ``error``    id, code, detail, extensions
+=========== ============= ==========================================================================
+to worker   ``load``      first frame: entry, backend, where the cache is, threads
+            ``chat``      id, request (a ``ChatRequest``), adapter (a folder)
+            ``complete``  id, request (a ``CompletionRequest``), adapter
+            ``embed``     id, texts
+            ``rank``      id, query, texts
+            ``cancel``    id
+            ``stop``      end by itself
+from worker ``ready``     loaded: context_tokens, dimension, note, streams, memory_bytes
+            ``failed``    not loaded: code, detail; the worker ends
+            ``delta``     id, text, logprobs
+            ``done``      id, finish_reason, tool_calls, prompt_tokens, completion_tokens,
+                          cached_tokens
+            ``vectors``   id, shape, tokens of each text; body float32 (vectors, or scores)
+            ``error``     id, code, detail, extensions
             ``cancelled`` id
-=========== ============ ===========================================================================
+            ``alive``     a sign, while requests are under way and nothing else is to be said
+=========== ============= ==========================================================================
+
+Several requests may be under way; each ends with one ``done``, ``vectors``, ``error`` or
+``cancelled``.
 """
 
 from __future__ import annotations

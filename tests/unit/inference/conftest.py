@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from uait_server_ext.inference.catalogue import Catalogue
 from uait_server_ext.inference.service import Inference
 
 LOG = logging.getLogger("uait.test")
+SLOW = ("slow", "large")
 
 
 @pytest.fixture
@@ -41,20 +43,23 @@ def cache(tmp_path: Path) -> ModelCache:
 def echo_inference(cache: ModelCache) -> Callable[..., Inference]:
     """Return a function that builds a service whose default chat model is an echo.
 
-    Beside ``echo`` it knows ``slow``, which pauses before each word.
+    Beside ``echo`` it knows ``slow`` and ``large``, which pause before each word and take a
+    gigabyte by their own account.
     """
 
-    def build(delay: float = 0.05, queue_limit: int = 16) -> Inference:
+    def build(delay: float = 0.05, **options: Any) -> Inference:
         shipped = Catalogue.load().entries
         echo = next(entry for entry in shipped if entry.id == "echo")
-        slow = echo.model_copy(update={"id": "slow", "delay_seconds": delay})
+        slow = {"delay_seconds": delay, "memory_bytes": 1_000_000_000}
         return Inference(
             cache=cache,
-            catalogue=Catalogue([*shipped, slow]),
+            catalogue=Catalogue(
+                [*shipped, *(echo.model_copy(update={"id": id_, **slow}) for id_ in SLOW)]
+            ),
             chat_model="echo",
-            queue_limit=queue_limit,
             threads=1,
             log=LOG,
+            **options,
         )
 
     return build

@@ -63,6 +63,32 @@ def test_a_further_file_adds_and_replaces(tmp_path: Path) -> None:
     assert catalogue.get("mine").source == "hub:me/mine"
 
 
+def test_each_model_says_what_it_is_good_for_and_what_its_files_are(
+    catalogue: Catalogue,
+) -> None:
+    chat, embedding = catalogue.embedded()
+    assert chat.capabilities == ("chat",)
+    assert embedding.capabilities == ("embedding",)
+    assert "tools" in catalogue.get("qwen3-4b-instruct-2507").capabilities
+    assert chat.digest
+    assert chat.digest != embedding.digest
+    assert len(chat.digest) == 64
+    assert catalogue.get("echo").digest is None  # built in
+    assert all(entry.digest is None for entry in catalogue.entries if entry.hub)
+
+
+def test_optional_settings_of_a_model_are_read(tmp_path: Path) -> None:
+    extra = tmp_path / "more.toml"
+    extra.write_text(
+        '[mine]\nkind = "chat"\nformat = "mlx"\nhub = "me/mine"\nrevision = "v1"\n'
+        'description = "Mine."\nlicence = "MIT"\nmemory_bytes = 1\ncontext_tokens = 8\n'
+        'draft = "smollm2-135m-instruct"\nkv_bits = 8\ncapabilities = ["chat", "vision"]\n'
+    )
+    entry = Catalogue.load(extra).get("mine")
+    assert (entry.draft, entry.kv_bits, entry.revision) == ("smollm2-135m-instruct", 8, "v1")
+    assert entry.capabilities == ("chat", "vision")
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -190,7 +190,7 @@ def test_the_graph_is_valid_onnx(model_cache: Path, source: Path, tmp_path: Path
     build_encoder(source, tmp_path)
     model = onnx.load(tmp_path / GRAPH_FILE)
     onnx.checker.check_model(model)
-    assert [value.name for value in model.graph.output] == ["vectors"]
+    assert [value.name for value in model.graph.output] == ["vectors", "words"]
     names = [node.name for node in model.graph.node]
     assert len(names) == len(set(names))
 

@@ -17,8 +17,9 @@ from uait_server_ext.errors import DependencyMissing, ModelNotFound, ModelUnavai
 from uait_server_ext.inference import machine
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import Catalogue
+from uait_server_ext.inference.choice import BackendChoice
 from uait_server_ext.inference.models import ChatRequest, Message, ModelInfo, PullProgress
-from uait_server_ext.inference.service import BackendChoice, Inference
+from uait_server_ext.inference.service import Inference
 
 CONTENTS = {"model.gguf": b"no gguf at all"}
 REQUEST = ChatRequest(messages=[Message(role="user", content="x")], model="tiny-model")

@@ -1,4 +1,4 @@
-"""Frames, stop strings, turns and batches: the small parts under a request."""
+"""Frames, stop strings and batches: the small parts under a request."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import asyncio
 import io
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uait_server_ext.errors import Busy
 from uait_server_ext.inference import protocol
 from uait_server_ext.inference.embedder import MOST_CHARACTERS, MOST_TEXTS, batches
 from uait_server_ext.inference.stops import StopFilter
-from uait_server_ext.inference.turns import Turns
 
 MESSAGES = st.dictionaries(st.text(), st.text() | st.integers() | st.none())
 
@@ -84,68 +81,3 @@ def test_batches_hold_every_row_once_and_stay_small(lengths: list[int]) -> None:
         longest = max(lengths[row] for row in batch)
         assert len(batch) <= MOST_TEXTS
         assert len(batch) == 1 or longest * len(batch) <= MOST_CHARACTERS
-
-
-def test_turns_go_by_priority_then_by_arrival() -> None:
-    order: list[str] = []
-
-    async def take(turns: Turns, name: str, priority: int) -> None:
-        await turns.acquire(priority)
-        order.append(name)
-        await asyncio.sleep(0)
-        turns.release()
-
-    async def main() -> None:
-        turns = Turns("it", 10)
-        await turns.acquire()
-        waiting = [
-            asyncio.create_task(take(turns, name, priority))
-            for name, priority in (("b1", 1), ("b2", 1), ("a1", 0), ("a2", 0))
-        ]
-        await asyncio.sleep(0)
-        turns.release()
-        await asyncio.gather(*waiting)
-
-    asyncio.run(main())
-    assert order == ["a1", "a2", "b1", "b2"]
-
-
-def test_a_full_queue_says_busy_and_when_to_come_again() -> None:
-    async def main() -> None:
-        turns = Turns("it", 1)
-        await turns.acquire()
-        waiting = asyncio.create_task(turns.acquire())
-        await asyncio.sleep(0)
-        with pytest.raises(Busy, match="1 requests wait") as caught:
-            await turns.acquire()
-        assert caught.value.extensions["retry_after"] >= 1
-        unbounded = asyncio.create_task(turns.acquire(bounded=False))
-        turns.release()
-        await waiting
-        turns.release()
-        await unbounded
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("released_first", [False, True])
-def test_who_gives_up_waiting_does_not_keep_the_turn(released_first: bool) -> None:
-    async def main() -> None:
-        turns = Turns("it", 5)
-        await turns.acquire()
-        quitter = asyncio.create_task(turns.acquire())
-        patient = asyncio.create_task(turns.acquire())
-        await asyncio.sleep(0)
-        if released_first:
-            turns.release()
-            quitter.cancel()
-        else:
-            quitter.cancel()
-            await asyncio.sleep(0)
-            turns.release()
-        async with asyncio.timeout(1):
-            await patient
-        assert quitter.cancelled()
-        assert turns.waiting == 0
-
-    asyncio.run(main())

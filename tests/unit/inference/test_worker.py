@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from uait_server_ext.errors import (
     ModelUnavailable,
     WorkerDied,
 )
+from uait_server_ext.inference import choice
 from uait_server_ext.inference import runner as runner_module
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.models import ChatDone, ChatRequest, Message, TextDelta
@@ -56,7 +57,12 @@ async def first_word(stream: AsyncIterator[Any]) -> None:
 
 def workers() -> list[psutil.Process]:
     """All model workers below this process."""
-    return [p for p in psutil.Process().children() if "inference.worker" in " ".join(p.cmdline())]
+    found = []
+    for process in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it ended this moment
+            if "inference.worker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 async def started() -> None:
@@ -159,7 +165,7 @@ def test_a_cancelled_task_stops_the_worker_and_the_queue_moves_on(
             assert (await last).text == "last"
         assert [task.cancelled() for task in (running_, queued)] == [True, True]
 
-    run(echo_inference, test)
+    run(echo_inference, test, streams=1)
 
 
 def test_a_full_queue_says_busy(echo_inference: BuildEcho) -> None:
@@ -174,7 +180,7 @@ def test_a_full_queue_says_busy(echo_inference: BuildEcho) -> None:
             task.cancel()
         await asyncio.wait(tasks)
 
-    run(echo_inference, test, queue_limit=2)
+    run(echo_inference, test, queue_limit=2, streams=1)
 
 
 def test_a_killed_worker_fails_clearly_and_the_next_question_works(
@@ -202,10 +208,9 @@ def test_a_stuck_worker_is_ended_when_its_request_is_cancelled(
         await first_word(stream)
         (worker,) = workers()
         worker.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
         await stream.aclose()
-        assert time.monotonic() - began < 3
-        assert not worker.is_running()
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(worker.wait)
         assert (await answer(inference, asked("again", "slow"))).text == "again"
 
     run(echo_inference, test)
@@ -229,7 +234,7 @@ def test_stopping_ends_children_within_two_seconds_and_fails_requests(
         with pytest.raises(ModelUnavailable, match="stop"):
             await answer(inference, asked("late"))
 
-    run(echo_inference, test)
+    run(echo_inference, test, streams=1)
 
 
 def test_stopping_while_a_model_loads_leaves_no_process(echo_inference: BuildEcho) -> None:
@@ -315,9 +320,7 @@ def test_a_load_that_fails_says_why_and_is_not_tried_at_once_again(
     monkeypatch.setattr(runner_module, "BACKOFF_SECONDS", (0.0, 0.5))
 
     async def test(inference: Inference) -> None:
-        monkeypatch.setitem(
-            sys.modules["uait_server_ext.inference.service"].BACKENDS, "echo", ("no-backend",)
-        )
+        monkeypatch.setitem(choice.BACKENDS, "echo", ("no-backend",))
         for expected in ("could not be loaded: KeyError: 'no-backend'", "It failed 1 times"):
             with pytest.raises(ModelUnavailable, match=expected):
                 await answer(inference, asked("x"))
@@ -336,9 +339,7 @@ def test_a_load_that_fails_when_nobody_waits_any_more_is_still_told(
     echo_inference: BuildEcho, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test(inference: Inference) -> None:
-        monkeypatch.setitem(
-            sys.modules["uait_server_ext.inference.service"].BACKENDS, "echo", ("no-backend",)
-        )
+        monkeypatch.setitem(choice.BACKENDS, "echo", ("no-backend",))
         task = asyncio.create_task(answer(inference, asked("x")))
         await started()
         task.cancel()

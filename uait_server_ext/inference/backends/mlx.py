@@ -2,156 +2,192 @@
 
 Runs in the worker's main thread only. On a CPU weights are unpacked to 32 bits, the only type for
 which MLX has a fast path there, and compilation is off: it gains nothing and writes shared
-libraries into a predictable folder.
+libraries into a predictable folder. This module loads; ``mlx_engine`` runs what is loaded.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from uait_server_ext.errors import InvalidInput, ModelUnavailable
 from uait_server_ext.inference import machine
 from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import CatalogueEntry
 from uait_server_ext.inference.gguf_convert import to_mlx
-from uait_server_ext.inference.prompt import defuse
+from uait_server_ext.inference.prompt import TextStream, defuse, explain_tools, knows_tools
 
-from .base import Emit, Generation, Loaded, Outcome, check_context
+from .base import Event, Generation, Loaded, check_context
 from .blas import load_fast_blas
 
+if TYPE_CHECKING:
+    from uait_server_ext.inference.constraint import Constraint, Vocabulary
+
 FORM = "mlx-1"  # raise the number when the conversion changes
-PROMPT_CHUNK = {"cpu": 64, "gpu": 512}  # tokens between two chances to cancel
+STREAMS = 8
+ROOM_TOKENS = 16_384  # that all streams together may take, where one context is smaller
 UNPACKED_SHARE = 0.5  # of this machine's memory that unpacked weights may take
+PREFIX_SHARE, PREFIX_BYTES = 1 / 16, 2 << 30  # of memory, and at most, for prompts kept in it
+PROMPTS, PROMPT_FILE_BYTES = "prompts", 2 << 30  # a folder of the model's, and its bound
 FLOAT32_BYTES = 4
 
 
-class Cancelled(Exception):
-    """The answer is no longer wanted."""
-
-
 class MlxChat:
-    """A model in MLX's format; keeps the last prompt's attention cache for the next one."""
+    """A model in MLX's format."""
 
-    def __init__(self, entry: CatalogueEntry, cache: ModelCache, threads: int) -> None:
+    def __init__(
+        self,
+        entry: CatalogueEntry,
+        cache: ModelCache,
+        threads: int,
+        *,
+        draft: CatalogueEntry | None = None,
+        streams: int = STREAMS,
+        prefix_bytes: int | None = None,
+        prompt_bytes: int = PROMPT_FILE_BYTES,
+    ) -> None:
+        """Load the model.
+
+        Args:
+            draft: a small model with the same vocabulary, which guesses ahead.
+            streams: answers made at once; with quantised attention caches it is one.
+            prefix_bytes: memory for prompts that were read; a share of the machine's by default.
+            prompt_bytes: disk for long prompts that were read; 0 for none.
+        """
         note = None
         if not machine.has_accelerator():
             os.environ["MLX_DISABLE_COMPILE"] = "1"
             note = load_fast_blas(cache)
-        import mlx.core as mx
-        import mlx_lm
+        from .mlx_engine import Engine
+        from .prompt_files import PromptFiles
 
-        self._device = "gpu" if mx.default_device() == mx.Device(mx.gpu) else "cpu"
+        folder = _folder(entry, cache)
         self._entry = entry
-        model, tokenizer = mlx_lm.load(str(_folder(entry, cache)))[:2]
-        self._model: Any = model
-        self._tokenizer: Any = tokenizer
-        if self._device == "cpu":
-            _unpack(self._model)
-        self._kept = _PrefixCache(self._model)
-        self.loaded = Loaded(entry.context_tokens, note=note)
-
-    def generate(self, request: Generation, emit: Emit) -> Outcome:
-        """Make one completion. Raises ``ContextTooLong`` before it has made anything."""
-        import mlx.core as mx
-        from mlx_lm import stream_generate
-        from mlx_lm.sample_utils import make_sampler
-
-        prompt = self.tokens(request.messages)
-        check_context(self._entry, self.loaded.context_tokens, len(prompt), request.max_tokens)
-        if request.seed is not None:
-            mx.random.seed(request.seed)
-            self._kept.drop()  # a prompt half read before has other rounding
-        outcome = Outcome("cancelled", len(prompt), 0)
-        attention, rest = self._kept.begin(prompt)
-
-        def heard(done: int, total: int) -> None:
-            if not emit(""):
-                raise Cancelled
-
-        generation = stream_generate(
+        self._model, self._tokenizer = _load(folder)
+        if prefix_bytes is None:
+            prefix_bytes = min(PREFIX_BYTES, int(machine.memory_bytes() * PREFIX_SHARE))
+        files = None
+        if prompt_bytes:
+            files = PromptFiles(cache.root / entry.id / PROMPTS, prompt_bytes, _identity(folder))
+        self._engine = Engine(
             self._model,
-            self._tokenizer,
-            rest,
-            max_tokens=request.max_tokens,
-            sampler=make_sampler(temp=request.temperature, top_p=request.top_p),
-            prompt_cache=attention,
-            prefill_step_size=PROMPT_CHUNK[self._device],
-            prompt_progress_callback=heard,
+            ends=set(self._tokenizer.eos_token_ids),
+            text=self._text_stream,
+            token_text=lambda token: str(self._fast_tokenizer.decode([token], False)),
+            constraint=self._constraint,
+            streams=streams,
+            room=max(entry.context_tokens, ROOM_TOKENS),
+            prefix_bytes=prefix_bytes,
+            files=files,
+            kv_bits=entry.kv_bits,
+            draft=self._load_draft(draft, cache) if draft is not None else None,
         )
-        made: list[int] = []
-        try:
-            for step in generation:
-                made.append(step.token)
-                outcome.completion_tokens = step.generation_tokens
-                if not emit(step.text):
-                    break
-                if step.finish_reason is not None:
-                    outcome.finish_reason = "length" if step.finish_reason == "length" else "stop"
-        except Cancelled:
-            pass
-        except BaseException:
-            self._kept.drop()
-            raise
-        finally:
-            generation.close()
-        self._kept.end([*prompt, *made])
-        return outcome
+        self.loaded = Loaded(
+            entry.context_tokens,
+            note=note,
+            streams=self._engine.streams,
+            template=self._template,
+        )
 
-    def tokens(self, messages: list[dict[str, str]]) -> list[int]:
-        """Return the token ids of the messages, up to where the assistant begins to speak."""
-        options = {"add_generation_prompt": True, "tokenize": False}
+    @property
+    def busy(self) -> bool:
+        """Whether some request has not ended yet."""
+        return self._engine.busy
+
+    def start(self, number: int, request: Generation) -> None:
+        """Queue one completion. Raises ``ContextTooLong`` or ``InvalidInput``."""
+        if any(message.get("images") for message in request.messages):
+            raise InvalidInput(f"{self._entry.id} reads no images. Choose a model that sees.")
+        prompt = self.tokens(request)
+        check_context(self._entry, self.loaded.context_tokens, len(prompt), request.max_tokens)
+        self._engine.start(number, request, prompt)
+
+    def cancel(self, number: int) -> None:
+        """Let go of a request."""
+        self._engine.cancel(number)
+
+    def step(self) -> list[Event]:
+        """Read a piece of a prompt, or make a token of each stream."""
+        return self._engine.step()
+
+    def tokens(self, request: Generation) -> list[int]:
+        """Return the token ids that the model is to go on from."""
+        if request.prompt is not None:
+            return list(self._tokenizer.encode(request.prompt))
         added = self._tokenizer.added_tokens_decoder.values()
-        plain = defuse(messages, [token.content for token in added if token.special])
-        text = self._tokenizer.apply_chat_template(plain, **options)
+        markers = [token.content for token in added if token.special]
+        messages, tools = defuse(request.messages, markers), defuse(request.tools, markers)
+        if self._template is None:
+            raise InvalidInput(
+                f"{self._entry.id} has no chat template: it only goes on with a text. Ask for a "
+                "completion, or choose another model."
+            )
+        if not knows_tools(self._template):
+            messages, tools = explain_tools(messages, tools), []
+        options = {"add_generation_prompt": True, "tokenize": False, "tools": tools or None}
+        text = self._tokenizer.apply_chat_template(messages, **options)
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
+    def _load_draft(self, draft: CatalogueEntry, cache: ModelCache) -> Any:
+        model, tokenizer = _load(_folder(draft, cache))
+        if tokenizer.get_vocab() != self._tokenizer.get_vocab():
+            raise ModelUnavailable(
+                f"{draft.id} cannot guess ahead for {self._entry.id}: their vocabularies differ. "
+                "Give a draft model of the same family, or none."
+            )
+        return model
 
-class _PrefixCache:
-    """The attention cache of the last prompt: what the next shares with it is not read again."""
+    @cached_property
+    def _template(self) -> str | None:
+        template = self._tokenizer.chat_template
+        return str(template) if template else None
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self._caches: list[Any] = []
-        self._tokens: list[int] = []
+    @cached_property
+    def _fast_tokenizer(self) -> Any:
+        return self._tokenizer.backend_tokenizer
 
-    def begin(self, prompt: list[int]) -> tuple[list[Any], list[int]]:
-        """Return the caches to use and the tokens that are not yet in them (at least one)."""
-        from mlx_lm.models.cache import make_prompt_cache, trim_prompt_cache
+    def _text_stream(self, request: Generation, prompt: list[int]) -> TextStream:
+        return TextStream(self._fast_tokenizer, prompt if request.prompt is not None else ())
 
-        shared = _common_prefix(self._tokens, prompt[:-1])
-        if self._caches:
-            trim_prompt_cache(self._caches, len(self._tokens) - shared)
-        else:
-            self._caches = make_prompt_cache(self._model)
-        return self._caches, prompt[shared:]
+    def _constraint(self, request: Generation) -> Constraint | None:
+        if request.grammar is None:
+            return None
+        from uait_server_ext.inference.constraint import Constraint
 
-    def end(self, tokens: list[int]) -> None:
-        """Note what the caches hold by now: the first of these tokens, as far as they were fed."""
-        from mlx_lm.models.cache import can_trim_prompt_cache
+        return Constraint(request.grammar, self._vocabulary, budget=request.max_tokens)
 
-        if can_trim_prompt_cache(self._caches):
-            self._tokens = tokens[: self._caches[0].offset]
-        else:  # some models' caches cannot go back
-            self.drop()
+    @cached_property
+    def _vocabulary(self) -> Vocabulary:
+        from uait_server_ext.inference.constraint import Vocabulary
 
-    def drop(self) -> None:
-        """Forget everything."""
-        self._caches, self._tokens = [], []
+        ends = sorted(self._tokenizer.eos_token_ids)
+        return Vocabulary(self._fast_tokenizer.to_str(), size=None, ends=ends)
 
 
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    shortest = min(len(left), len(right))
-    return next((at for at, (a, b) in enumerate(pairs) if a != b), shortest)
+def _load(folder: Path) -> tuple[Any, Any]:
+    """Return the model, unpacked where that makes it faster, and its tokenizer."""
+    import mlx.core as mx
+    import mlx_lm
+
+    model, tokenizer = mlx_lm.load(str(folder))[:2]
+    if mx.default_device() == mx.Device(mx.cpu):
+        _unpack(model)
+    return model, tokenizer
 
 
 def _folder(entry: CatalogueEntry, cache: ModelCache) -> Path:
-    if entry.hub is not None:
+    if entry.format == "mlx":  # of the hub, or an imported folder
         return cache.source(entry)
     return cache.derived(entry, FORM, to_mlx)
+
+
+def _identity(folder: Path) -> str:
+    """Return what tells these weights from any others."""
+    files = sorted(folder.glob("*.safetensors"))
+    return " ".join(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)
 
 
 def _unpack(model: Any) -> None:
