@@ -17,6 +17,8 @@ from sqlalchemy import Connection, insert, select, text
 from uait_server_ext.errors import Conflict, Unavailable
 from uait_server_ext.events import tables as _events
 from uait_server_ext.identity import tables as _identity
+from uait_server_ext.inference.tuning import tables as _tuning
+from uait_server_ext.routing import tables as _routing
 from uait_server_ext.storage.database import (
     Database,
     generations,
@@ -26,7 +28,13 @@ from uait_server_ext.storage.database import (
 )
 from uait_server_ext.vault import tables as _vault
 
-DECLARED = (_events, _identity, _vault)  # imported, their tables are on `metadata`
+DECLARED = (
+    _events,
+    _identity,
+    _routing,
+    _tuning,
+    _vault,
+)  # imported, their tables are on `metadata`
 
 
 @pytest.fixture
@@ -42,7 +50,7 @@ def names(connection: Connection) -> list[str]:
 
 
 def test_the_migrations_make_exactly_the_declared_tables(database: Database) -> None:
-    assert len(DECLARED) == 3
+    assert len(DECLARED) == 5
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection)
         differences = [

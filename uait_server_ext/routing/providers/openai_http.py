@@ -1,0 +1,256 @@
+"""Models at a server that speaks the OpenAI protocol: vLLM, llama.cpp, Ollama, hosted ones.
+
+An address from the operator's file is connected to as it is; one that a user has set goes through
+the guard of `resilience/outbound.py`. Redirects are not followed: the key would go with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import NoReturn
+
+import httpx2
+
+from uait_server_ext.errors import (
+    Busy,
+    ContextTooLong,
+    InvalidInput,
+    StreamCut,
+    UpstreamFailed,
+    UpstreamRefused,
+)
+from uait_server_ext.inference.models import ChatDone, ChatEvent, ChatRequest
+from uait_server_ext.resilience.outbound import GuardedTransport
+from uait_server_ext.routing.config import ProviderEntry
+from uait_server_ext.routing.models import Caller, Target
+
+from .keys import LeasedKey
+from .openai_wire import Answer, body_of, plain
+
+MOST_CONNECTIONS = 256
+MOST_LINE_BYTES = 4 << 20
+MOST_ANSWER_BYTES = 64 << 20
+MOST_ERROR_BYTES = 64 << 10
+MOST_SECONDS = 3600.0
+DRAIN_SECONDS = 0.05
+DONE = "[DONE]"
+
+
+class OpenAIProvider:
+    """Calls of one server."""
+
+    def __init__(self, name: str, settings: ProviderEntry, key: LeasedKey | None = None) -> None:
+        self._name = name
+        self._settings = settings
+        self._key = key
+        self._url = httpx2.URL(settings.url.rstrip("/") + "/chat/completions")
+        # The transport alone: the client above it (cookies, redirects, hooks) is not needed and
+        # costs more than the rest of a call.
+        self._transport: httpx2.AsyncHTTPTransport = (
+            GuardedTransport(max_bytes=MOST_ANSWER_BYTES, total_seconds=MOST_SECONDS)
+            if settings.guarded
+            else httpx2.AsyncHTTPTransport(
+                limits=httpx2.Limits(
+                    max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS
+                )
+            )
+        )
+        connect = settings.connect_seconds
+        # How long an answer may take is seen to by the channel: a time-out here knows no tokens.
+        self._extensions = {
+            "timeout": {"connect": connect, "pool": connect, "read": None, "write": connect}
+        }
+
+    async def chat(
+        self, target: Target, request: ChatRequest, caller: Caller
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Make one call; see `Provider.chat`."""
+        began = time.monotonic()
+        first: float | None = None
+        answer = Answer(target.id, request)
+        body = body_of(request, target.name, self._settings.max_tokens_name)
+        response = await self._send(target, body)
+        try:
+            async with aclosing(events(target.id, response.stream)) as data_of_events:
+                async for data in data_of_events:
+                    if data == DONE:
+                        await drained(data_of_events)
+                        break
+                    for delta in answer.take(data):
+                        first = first if first is not None else time.monotonic() - began
+                        yield delta
+        except httpx2.HTTPError as error:
+            raise StreamCut(
+                f"{target.id} broke off in the middle of its answer ({kind(error)}). Ask again."
+            ) from None
+        finally:
+            await response.aclose()
+        answer.check()
+        seconds = time.monotonic() - began
+        yield ChatDone(
+            text="".join(answer.text),
+            model=target.id,
+            backend="openai",
+            finish_reason=answer.finish_reason or "stop",
+            usage=answer.counted(),
+            tool_calls=answer.tool_calls(),
+            first_token_seconds=first if first is not None else seconds,
+            seconds=seconds,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._transport.aclose()
+
+    async def _send(self, target: Target, body: bytes) -> httpx2.Response:
+        """Send a request; return the answer whose body is a stream of events."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if self._key is not None:
+            headers["Authorization"] = f"Bearer {(await self._key.value()).get_secret_value()}"
+        message = httpx2.Request(
+            "POST", self._url, headers=headers, content=body, extensions=self._extensions
+        )
+        try:
+            response = await self._transport.handle_async_request(message)
+        except httpx2.HTTPError as error:
+            raise UpstreamFailed(
+                f"{target.id} cannot be reached ({kind(error)}). Try again later."
+            ) from None
+        if response.status_code == 200:
+            if response.headers.get("Content-Type", "").startswith("text/event-stream"):
+                return response
+            await response.aclose()
+            raise UpstreamFailed(
+                f"{target.id} answered what is no stream of events. Its address is wrong, or its "
+                "server does not stream."
+            )
+        try:
+            said = await head(response)
+        except httpx2.HTTPError:
+            said = b""
+        finally:
+            await response.aclose()
+        await self._refused(target, response, said)
+
+    async def _refused(self, target: Target, response: httpx2.Response, said: bytes) -> NoReturn:
+        """Raise what a status other than 200 means."""
+        status = response.status_code
+        if status in (401, 403):
+            if self._key is not None:
+                self._key.forget()
+            raise UpstreamRefused(
+                f"{target.id} does not let us in ({status}). An administrator can check its key."
+            )
+        if status == 404 or 300 <= status < 400:
+            raise UpstreamRefused(
+                f"{target.id} is not there ({status}). An administrator can check its address and "
+                "the model's name."
+            )
+        message = await self._message(said)
+        if status in (429, 503, 529):
+            wait = retry_after(response.headers.get("Retry-After"))
+            kept = {} if wait is None else {"retry_after": wait}
+            if status == 503:
+                raise UpstreamFailed(f"{target.id} is not available now: {message}", **kept)
+            raise Busy(f"{target.id} has too much to do: {message}", **kept)
+        if 400 <= status < 500 and status not in (408, 409, 425):
+            if "context" in message.lower() and status in (400, 413, 422):
+                raise ContextTooLong(f"{target.id} cannot take so much: {message}")
+            raise InvalidInput(f"{target.id} does not take this request: {message}")
+        raise UpstreamFailed(f"{target.id} failed ({status}): {message}")
+
+    async def _message(self, said: bytes) -> str:
+        """Return what the other server said was wrong, without our key."""
+        text = said.decode("utf-8", "replace")
+        try:
+            error = json.loads(text)
+            error = error.get("error", error)
+            text = error.get("message", "") if isinstance(error, dict) else str(error)
+        except (ValueError, AttributeError):
+            pass
+        if self._key is not None:
+            text = text.replace((await self._key.value()).get_secret_value(), "…")
+        return plain(text) or "it did not say why."
+
+
+async def events(who: str, stream: object) -> AsyncGenerator[str, None]:
+    """Yield the data of server-sent events.
+
+    Raises:
+        UpstreamFailed: a line or the whole is longer than any answer.
+        StreamCut: the stream ended within an event.
+    """
+    rest = b""
+    total = 0
+    assert isinstance(stream, httpx2.AsyncByteStream)
+    async with closing(aiter(stream)) as chunks:
+        async for chunk in chunks:
+            total += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            if len(rest) > MOST_LINE_BYTES or total > MOST_ANSWER_BYTES:
+                raise UpstreamFailed(f"{who} sent more than any answer has.")
+            for line in lines:
+                # Each event of this protocol is one line of data; other fields say nothing here.
+                if line.startswith(b"data:"):
+                    yield line[5:].strip().decode("utf-8", "replace")
+    if rest.startswith(b"data:") and rest[5:].strip() != DONE.encode():
+        raise StreamCut(f"{who} broke off in the middle of its answer. Ask again.")
+
+
+@asynccontextmanager
+async def closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
+    """Close an iterator at the end, where it is one that can be closed."""
+    try:
+        yield chunks
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+
+
+async def drained(events: AsyncIterator[str]) -> None:
+    """Read on to the end of the answer, which is there: then its connection can be used again."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in events:
+                pass
+
+
+async def head(response: httpx2.Response) -> bytes:
+    """Return the beginning of an answer's body."""
+    said = b""
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    async for chunk in response.stream:
+        said += chunk
+        if len(said) > MOST_ERROR_BYTES:
+            break
+    return said
+
+
+def retry_after(header: str | None) -> int | None:
+    """Read `Retry-After` (RFC 9110 section 10.2.3) as whole seconds."""
+    if header is None:
+        return None
+    if header.strip().isdecimal():
+        return int(header)
+    try:
+        moment = email.utils.parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    return max(0, round(moment.timestamp() - time.time()))
+
+
+def kind(error: httpx2.HTTPError) -> str:
+    """Say in a word what went wrong below HTTP."""
+    if isinstance(error, httpx2.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, httpx2.ConnectError):
+        # The system's own words: a name that is not known, a port that refuses.
+        return plain(error) or "no connection"
+    if isinstance(error, httpx2.PoolTimeout):
+        return "too many connections in use"
+    return type(error).__name__
