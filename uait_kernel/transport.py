@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import socket
 import ssl
 from collections.abc import Iterator
 from http import HTTPStatus
+from urllib.parse import quote
 
 from .endpoint import Server
 from .errors import NoAnswer, UaitClientError, Unauthenticated, UnexpectedAnswer, from_problem
@@ -24,6 +26,7 @@ ANSWER_SECONDS = 60.0
 # The server sends a keep-alive comment every 10 s while it has nothing to say.
 SILENCE_SECONDS = 60.0
 LARGEST_ANSWER = 64 << 20
+LONGEST_PLACE = 2000
 # What a Jupyter server without UAIT, or a proxy before it, says without a problem document.
 FOREIGN_REFUSALS = {
     401: "refused the login.",
@@ -104,7 +107,12 @@ class Transport:
     ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """Send a request once."""
         path = self.server.endpoint.path("uait", "v1", *segments)
-        headers = {"Accept": accept, "Connection": "close", **self.server.token.headers()}
+        headers = {
+            "Accept": accept,
+            "Connection": "close",
+            **place_headers(),
+            **self.server.token.headers(),
+        }
         payload = None
         if body is not None:
             payload = json.dumps(body).encode("ascii")
@@ -210,3 +218,10 @@ class Transport:
         if self.server.token:
             return f"The token was the one of {self.server}; set UAIT_TOKEN if it is another."
         return f"No token is known for {self.server}: run `uait login`, or set UAIT_TOKEN."
+
+
+def place_headers() -> dict[str, str]:
+    """Return the headers that say for which notebook and run a kernel asks: budgets go by them."""
+    run = os.environ.get("UAIT_RUN_DIR", "").rstrip("/").rpartition("/")[2]
+    places = {"UAIT-Notebook": os.environ.get("JPY_SESSION_NAME", ""), "UAIT-Run": run}
+    return {name: quote(place)[:LONGEST_PLACE] for name, place in places.items() if place}

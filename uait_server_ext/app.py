@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from jupyter_server.extension.application import ExtensionApp
-from traitlets import Bool, Dict, Enum, Int, List, Unicode
+from traitlets import Bool, Dict, Enum, Float, Int, List, Unicode
 
 from .api.handler import OperationHandler, PublicOperationHandler
-from .api.openapi import PREFIX
 from .api.operation import PUBLIC, Operation
-from .api.v1 import operations
 from .errors import InvalidInput
 from .identity.jupyter_provider import UaitIdentityProvider
 from .identity.principal import ROLES
@@ -58,6 +56,27 @@ class UaitApp(ExtensionApp):
     auto_pull = Bool(
         True, help="Fetch a model of the catalogue when it is first used. Off: `uait models pull`."
     ).tag(config=True)
+    memory_budget = Int(
+        0,
+        min=0,
+        help="Memory that all loaded models together may take (bytes); idle ones give way to "
+        "others, the one used longest ago first. 0: three quarters of the machine's.",
+    ).tag(config=True)
+    model_keep_alive = Float(
+        1800.0,
+        min=0.0,
+        help="Seconds after which a model that nobody asks gives its memory back. 0: never.",
+    ).tag(config=True)
+    model_streams = Int(
+        0,
+        min=0,
+        help="Requests that a model answers at once. 0: as many as its backend can.",
+    ).tag(config=True)
+    model_queue = Int(
+        16,
+        min=1,
+        help="Requests that wait for a model; more are answered 429 (busy).",
+    ).tag(config=True)
     knowledge_roots = List(
         Unicode(),
         help="Folders from which documents may be added to collections, besides the server's "
@@ -78,6 +97,10 @@ class UaitApp(ExtensionApp):
         "file:",
         help="Where the key comes from under which secrets are sealed: `file:PATH`, "
         "`passphrase:`, `keyring:`, `vault://…`. Default: a file in the data folder's `keys`.",
+    ).tag(config=True)
+    routing_file = Unicode(
+        help="TOML file of the tiers, providers and rules by which `auto` chooses a model. "
+        "Default: `routing.toml` in the data folder; without it, the models of this machine."
     ).tag(config=True)
     secret_sources = Dict(
         help="Other vaults that secrets may refer to: `{'openbao': {'address': 'https://…', "
@@ -214,21 +237,35 @@ class UaitApp(ExtensionApp):
             embedding_model=self.embedding_model,
             backend=cast(Backend, self.backend),
             auto_pull=self.auto_pull,
+            memory_budget=self.memory_budget,
+            model_keep_alive=self.model_keep_alive,
+            model_streams=self.model_streams,
+            model_queue=self.model_queue,
             knowledge_roots=tuple(Path(p).expanduser() for p in self.knowledge_roots),
             max_file_bytes=self.max_file_bytes,
             database_url=self.database_url,
             master_key=self.master_key,
             secret_sources=self.secret_sources,
+            routing_file=Path(self.routing_file).expanduser() if self.routing_file else None,
         )
 
     def initialize_handlers(self) -> None:
-        """Route every declared operation through the one handler; add the pages of the login."""
+        """Route every declared operation through its handler; add the pages of the login."""
+        # Some two hundred models of requests and answers: only a server needs them.
+        from .api.openai import operations as openai_operations
+        from .api.openai.handler import OpenAIHandler
+        from .api.v1 import operations
+
         assert self.services
         for pattern, by_method in routes(operations()).items():
             public = any(op.permission == PUBLIC for op in by_method.values())
             handler = PublicOperationHandler if public else OperationHandler
             self.handlers.append(
                 (pattern, handler, {"operations": by_method, "services": self.services})
+            )
+        for pattern, by_method in routes(openai_operations()).items():
+            self.handlers.append(
+                (pattern, OpenAIHandler, {"operations": by_method, "services": self.services})
             )
 
         if self.services.has_identity:
@@ -278,7 +315,7 @@ def routes(declared: list[Operation]) -> dict[str, dict[str, Operation]]:
     """
     grouped: dict[str, dict[str, Operation]] = {}
     for op in declared:
-        by_method = grouped.setdefault(PREFIX + op.pattern, {})
+        by_method = grouped.setdefault(op.prefix + op.pattern, {})
         if op.method in by_method:
             raise ValueError(f"{op.key} is declared twice")
         by_method[op.method] = op

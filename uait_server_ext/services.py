@@ -7,10 +7,11 @@ started, so that neither its start nor its event loop waits for them.
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,13 +26,20 @@ if TYPE_CHECKING:
     from .events.audit import AuditLog
     from .identity.service import Identity, IdentitySettings
     from .inference.service import Inference
+    from .inference.tuning.service import Tuning
     from .knowledge.service import KnowledgeBase
     from .resilience.limits import RateLimits
+    from .routing.assembly import RoutingParts
+    from .routing.budget import Budgets
+    from .routing.service import Router
     from .storage.database import Database
     from .storage.sealing import Sealer
     from .vault.service import Vault
 
 Backend = Literal["auto", "mlx", "llamacpp"]
+
+ROUTER = "system:router"
+"""Who leases the keys of providers; nobody can log in as that."""
 
 
 class ServiceState(Schema):
@@ -54,11 +62,16 @@ class Settings:
     embedding_model: str = "all-minilm-l6-v2"
     backend: Backend = "auto"
     auto_pull: bool = True
+    memory_budget: int = 0
+    model_keep_alive: float = 1800.0
+    model_streams: int = 0
+    model_queue: int = 16
     knowledge_roots: tuple[Path, ...] = ()
     max_file_bytes: int = 50 * 1024 * 1024
     database_url: str = ""
     master_key: str = "file:"
     secret_sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    routing_file: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +126,7 @@ def open_identity(settings: IdentitySettings, foundation: Foundation) -> Identit
         Unavailable: the store of sessions, or the keys that sign tokens, cannot be opened.
     """
     from .identity.service import Identity
+    from .routing.budget import Budgets
     from .vault.service import Vault
 
     identity = Identity(
@@ -124,10 +138,31 @@ def open_identity(settings: IdentitySettings, foundation: Foundation) -> Identit
     identity.directory.on_delete.append(
         Vault(foundation.database, foundation.sealer, foundation.audit).forget_user
     )
+    identity.directory.on_delete.append(Budgets(foundation.database).forget)
     # In a thread of its own: this one has the server's event loop, which does not run yet.
     with ThreadPoolExecutor(1) as thread:
         thread.submit(asyncio.run, identity.tokens.open()).result()
     return identity
+
+
+def open_tuning(
+    settings: Settings,
+    database: Database,
+    *,
+    allowed_roots: Sequence[Path] = (),
+    log: logging.Logger,
+) -> Tuning:
+    """Put tuning together; examples are read from the server's folders and ``allowed_roots``."""
+    from .inference.library import Library
+    from .inference.tuning.service import Tuning
+
+    return Tuning(
+        database=database,
+        library=Library.open(private_folder(settings.model_cache)),
+        folder=settings.data_dir / "tuning",
+        allowed_roots=(settings.root_dir, *settings.knowledge_roots, *allowed_roots),
+        log=log,
+    )
 
 
 class Services:
@@ -151,6 +186,8 @@ class Services:
         self._started: asyncio.Future[None] | None = None
         self._inference: Inference | None = None
         self._knowledge: KnowledgeBase | None = None
+        self._tuning: Tuning | None = None
+        self._routing: RoutingParts | None = None
 
     @property
     def base_url(self) -> str:
@@ -169,11 +206,16 @@ class Services:
             return
         self._started.cancel()
         await asyncio.wait({self._started})
+        if self._tuning:
+            await self._tuning.stop()
         if self._knowledge:
             await self._knowledge.stop()
+        if self._routing:
+            await self._routing.stop()
         if self._inference:
             await self._inference.stop()
-        self._knowledge = self._inference = self._vault = self._started = None
+        self._knowledge = self._inference = self._vault = self._tuning = self._started = None
+        self._routing = None
         if self.limits:
             await self.limits.close()
         if self._identity:
@@ -232,6 +274,26 @@ class Services:
         assert self._inference
         return self._inference
 
+    async def router(self) -> Router:
+        """Return what chooses the model that answers.
+
+        Raises:
+            Unavailable: the services could not be built; the server's log has the reason.
+        """
+        await self._ready()
+        assert self._routing
+        return self._routing.router
+
+    async def budgets(self) -> Budgets:
+        """Return the limits of what calls of models may take.
+
+        Raises:
+            Unavailable: the services could not be built; the server's log has the reason.
+        """
+        await self._ready()
+        assert self._routing
+        return self._routing.budgets
+
     async def knowledge(self) -> KnowledgeBase:
         """Return the knowledge base.
 
@@ -241,6 +303,16 @@ class Services:
         await self._ready()
         assert self._knowledge
         return self._knowledge
+
+    async def tuning(self) -> Tuning:
+        """Return the jobs that teach models.
+
+        Raises:
+            Unavailable: the services could not be built; the server's log has the reason.
+        """
+        await self._ready()
+        assert self._tuning
+        return self._tuning
 
     @property
     def built(self) -> bool:
@@ -255,9 +327,10 @@ class Services:
             return [ServiceState(name="services", state="failed", detail="see the server's log")]
         assert self._inference
         assert self._knowledge
+        assert self._routing
         states = [
             ServiceState(name=name, state=state, detail=detail)
-            for service in (self._inference, self._knowledge)
+            for service in (self._inference, self._knowledge, self._routing.router)
             for name, state, detail in service.state()
         ]
         if self.limits:
@@ -277,23 +350,31 @@ class Services:
             ) from error
 
     async def _build(self) -> None:
-        for module in ("inference.service", "knowledge.service", "vault.service"):
+        for module in (
+            *("inference.service", "inference.tuning.service"),
+            *("knowledge.service", "vault.service", "routing.assembly"),
+        ):
             await asyncio.to_thread(importlib.import_module, f"uait_server_ext.{module}")
         if self._foundation is None:
             self._foundation = await asyncio.to_thread(open_foundation, self.settings)
         from .inference.cache import ModelCache
         from .inference.catalogue import Catalogue
+        from .inference.registry import Registry
         from .inference.service import Inference
         from .knowledge.service import KnowledgeBase
 
         settings = self.settings
         inference = Inference(
             cache=ModelCache(private_folder(settings.model_cache)),
-            catalogue=Catalogue.load(),
+            catalogue=Catalogue.load(registry=Registry(settings.model_cache)),
             chat_model=settings.chat_model,
             embedding_model=settings.embedding_model,
             backend=settings.backend,
             auto_pull=settings.auto_pull,
+            memory_budget=settings.memory_budget,
+            keep_alive=settings.model_keep_alive,
+            streams=settings.model_streams,
+            queue_limit=settings.model_queue,
             log=self.log,
         )
         knowledge = KnowledgeBase(
@@ -307,9 +388,17 @@ class Services:
         )
         await inference.start()
         await knowledge.start()
+        tuning = open_tuning(settings, self._foundation.database, log=self.log)
+        await tuning.start()
+        self._tuning = tuning
         self._inference, self._knowledge = inference, knowledge
         self._vault = self._open_vault(self._foundation)
+        self._routing = await self._open_routing(inference, self._foundation, self._vault)
         await self._vault.scrub(os.environ)
+        if not gc.get_freeze_count():
+            # What was imported stays: left to the garbage collector, each of its full rounds
+            # walks through all of it and holds the event loop for a tenth of a second.
+            gc.freeze()
 
     def _open_vault(self, foundation: Foundation) -> Vault:
         from .vault.service import Vault
@@ -331,7 +420,33 @@ class Services:
             foundation.sealer,
             foundation.audit,
             sources=sources,
-            active=identity.directory.is_active,
+            active=lambda c, user: user == ROUTER or identity.directory.is_active(c, user),
+        )
+
+    async def _open_routing(
+        self, inference: Inference, foundation: Foundation, vault: Vault
+    ) -> RoutingParts:
+        from .identity.principal import Principal
+        from .routing.assembly import assemble
+        from .routing.config import read_routing
+        from .vault.models import LeaseRequest
+
+        settings = self.settings
+        router = Principal(ROUTER, "router", kind="service", permissions=frozenset({"vault:use"}))
+        file = settings.routing_file or settings.data_dir / "routing.toml"
+        routing = await asyncio.to_thread(read_routing, file)
+        return await assemble(
+            routing,
+            local=inference,
+            embedder=inference.embedder,
+            database=foundation.database,
+            audit=foundation.audit,
+            lease=lambda secret, purpose, seconds: vault.lease(
+                router, LeaseRequest(secret=secret, purpose=purpose, seconds=seconds)
+            ),
+            use=vault.use,
+            answers=settings.data_dir / "answers.db",
+            log=self.log,
         )
 
     def _report(self, started: asyncio.Future[None]) -> None:

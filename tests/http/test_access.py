@@ -13,6 +13,7 @@ from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import JupyterServerAuthWarning
 from tornado.httpclient import HTTPClientError, HTTPResponse
 
+from uait_server_ext.api.openai import operations as openai_operations
 from uait_server_ext.api.operation import PUBLIC, PUBLIC_OPERATIONS, Operation
 from uait_server_ext.api.v1 import operations
 from uait_server_ext.identity.jupyter_provider import ACTIONS
@@ -174,4 +175,5 @@ def test_jupyter_finds_no_route_of_ours_without_a_login_rule(
             ]
         finally:
             ServerApp.clear_instance()
-    assert len(patterns) == len({op.pattern for op in operations()})
+    declared = (*operations(), *openai_operations())
+    assert len(patterns) == len({op.prefix + op.pattern for op in declared})

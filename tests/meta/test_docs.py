@@ -19,6 +19,7 @@ from typer.main import get_command
 from tests.conftest import REPOSITORY
 from tests.security.conftest import IdentityServer, identity_server, user_maker
 from uait_server_ext import errors
+from uait_server_ext.api.openai import operations as openai_operations
 from uait_server_ext.api.v1 import operations
 from uait_server_ext.app import UaitApp
 from uait_server_ext.cli import app
@@ -38,7 +39,7 @@ CONFIGURATION = re.compile(r"# jupyter\w*_config\.py\n")
 # the state of a server that does not run. The other pages are about what needs no more than any
 # server with UAIT.
 ABOUT_PEOPLE = {"docs/users/account.md", "docs/operators/identity.md", "docs/developers/api.md"}
-ABOUT_STATE = {"docs/operators/vault.md"}
+ABOUT_STATE = {"docs/operators/vault.md", "docs/operators/routing.md"}
 
 Environment = Callable[[str], dict[str, str]]
 
@@ -80,6 +81,7 @@ def test_everything_public_is_documented() -> None:
         name
         for name in (
             *(f"{op.method} /uait/v1{op.path}" for op in operations()),
+            *(op.key for op in openai_operations()),
             *(f"UaitApp.{name}" for name in UaitApp.class_own_traits(config=True)),
             *PERMISSIONS,
             *(f"`{role}`" for role in ROLES),
@@ -144,6 +146,17 @@ def test_configuration_files_are_understood() -> None:
         unknown = set(config.UaitApp) - set(UaitApp.class_own_traits(config=True))
         assert not unknown, block
         read_providers(UaitApp(config=config).oidc_providers)
+
+
+def test_routing_files_are_understood() -> None:
+    from uait_server_ext.routing.config import parse
+    from uait_server_ext.routing.rules import read_policy
+
+    files = re.findall(r"^```toml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    assert files
+    for block in files:
+        file = parse(block)
+        read_policy(file.policy, [tier.name for tier in file.tiers])
 
 
 @pytest.fixture(scope="session")

@@ -137,10 +137,7 @@ CHAPTERS: dict[str, dict[int, str]] = {
     },
 }
 
-REASONS: dict[int, str] = {
-    93: "there are no agents and tools yet; the case comes with them",
-    97: "there are no budgets yet; the case comes with them",
-}
+REASONS: dict[int, str] = {}
 """Cases that cannot be tested on a plain Linux machine with this version, and why."""
 
 

@@ -154,6 +154,8 @@ class AnswerInProgress:
                     self._details = replace(self._details, **evidence)
                 case "delta":
                     self._written = (self._written + event["text"]).lstrip()
+                case "failover":  # a model broke off, another begins anew
+                    self._written = ""
                 case "done":
                     self._finish(event.get("answer", event))
 

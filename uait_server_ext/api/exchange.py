@@ -6,6 +6,9 @@ Operations know no tornado: the handler fills `Request` before and applies `Repl
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+MAX_LABEL = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +22,7 @@ class Request:
         origin: `scheme://host[:port]` under which the browser sees this server.
         session_secret: the session cookie.
         binding: the cookie that binds a login flow to the browser that began it.
+        notebook, run: for which the client says that it asks (`UAIT-Notebook`, `UAIT-Run`).
     """
 
     address: str = ""
@@ -30,6 +34,16 @@ class Request:
     path: str = ""
     session_secret: str | None = field(default=None, repr=False)
     binding: str | None = field(default=None, repr=False)
+    notebook: str | None = None
+    run: str | None = None
+
+
+def label(header: str | None) -> str | None:
+    """Return what a client says in a header: percent-encoded, at most 300 characters."""
+    if not header:
+        return None
+    text = "".join(c for c in unquote(header, errors="replace") if c.isprintable()).strip()
+    return text[:MAX_LABEL] or None
 
 
 @dataclass(slots=True)

@@ -10,11 +10,12 @@ import asyncio
 import json
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 from jupyter_server.auth.decorator import allow_unauthenticated
 from jupyter_server.base.handlers import APIHandler
 from jupyter_server.extension.handler import ExtensionHandlerMixin
+from pydantic import BaseModel
 from tornado import web
 from tornado.iostream import StreamClosedError
 
@@ -27,14 +28,14 @@ from uait_server_ext.identity.jupyter_provider import (
 from uait_server_ext.identity.principal import Principal
 from uait_server_ext.services import Services
 
-from .exchange import Reply, Request
+from .exchange import Reply, Request, label
 from .idempotency import IdempotencyKeys, idempotency_key, request_digest
 from .operation import PUBLIC, Call, Operation, adapter
 from .origin import refuse_cross_site
 from .parsing import check_content, check_path, parse_query
 from .rate import rate_headers, rate_subjects, refusal_headers
 from .security_headers import API_HEADERS
-from .stream import error_frame, frames, last
+from .stream import error_frame, frame, frames, last
 
 MAX_BODY_BYTES = 1 << 20
 PROBLEM_JSON = "application/problem+json"
@@ -42,6 +43,10 @@ PROBLEM_JSON = "application/problem+json"
 
 class OperationHandler(ExtensionHandlerMixin, APIHandler):
     """Run the operation declared for the request's method on this path."""
+
+    max_body_bytes: ClassVar[int] = MAX_BODY_BYTES
+    closing = ""
+    """What ends a stream that went well."""
 
     def initialize(self, name: str, operations: dict[str, Operation], services: Services) -> None:
         super().initialize(name)
@@ -97,10 +102,10 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         await self.count(operation, principal, request.address)
         if principal is not None and operation.sensitive:
             await self.require_proof(principal)
-        if len(self.request.body) > MAX_BODY_BYTES:
+        if len(self.request.body) > self.max_body_bytes:
             raise TooLarge(
                 f"The request body has {len(self.request.body):,} bytes; "
-                f"the limit is {MAX_BODY_BYTES:,}. Send less."
+                f"the limit is {self.max_body_bytes:,}. Send less."
             )
         check_content(self.request.headers, self.request.body)
         check_path(path)
@@ -112,7 +117,7 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         }
         arguments = operation.arguments(path, query, self.request.body)
         call = Call(principal, self.services, request)
-        if operation.streams and self.wants_stream():
+        if operation.streams and self.wants_stream(arguments):
             await self.send_stream(operation.function(call, **arguments))
             return
         key = idempotency_key(operation.method, self.request.headers)
@@ -169,7 +174,7 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         elif isinstance(result, bytes):
             content = result
         else:
-            content = adapter(operation.response).dump_json(result)
+            content = self.dump(operation, result)
         await self.finish(content, set_content_type=operation.content_type)
         return content
 
@@ -221,6 +226,8 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
             base_url=self.base_url,
             method=request.method or "",
             path=request.path,
+            notebook=label(request.headers.get("UAIT-Notebook")),
+            run=label(request.headers.get("UAIT-Run")),
         )
         provider = self.identity_provider
         if not isinstance(provider, UaitIdentityProvider):
@@ -250,14 +257,14 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
             self.set_status(HTTPStatus.FOUND)
             self.set_header("Location", reply.location)
 
-    def wants_stream(self) -> bool:
+    def wants_stream(self, arguments: dict[str, Any]) -> bool:
         """Tell whether a streaming operation is answered as a stream or as its last event."""
         accept = self.request.headers.get("Accept", "*/*")
         return "text/event-stream" in accept or "application/json" not in accept
 
     async def send_stream(self, events: Any) -> None:
         """Write events as they come; an error after the first bytes becomes the last event."""
-        stream = frames(events)
+        stream = frames(events, self.frame)
         started = False
         self.hold()
         try:
@@ -274,16 +281,28 @@ class OperationHandler(ExtensionHandlerMixin, APIHandler):
         except UaitError as error:
             if not started:
                 raise
-            self.write(error_frame(error.problem()))
+            self.write(self.error_frame(error.problem()))
         except Exception:
             if not started:
                 raise
             self.log.exception("%s failed in the middle of its stream", self.request.path)
-            self.write(error_frame(internal_problem()))
+            self.write(self.error_frame(internal_problem()))
         finally:
             self.release()
             await stream.aclose()  # type: ignore[attr-defined]
-        await self.finish(set_content_type="text/event-stream")
+        await self.finish(self.closing, set_content_type="text/event-stream")
+
+    def frame(self, event: BaseModel) -> str:
+        """Return one event of a stream as text; an empty one is not sent."""
+        return frame(event)
+
+    def error_frame(self, problem: dict[str, Any]) -> str:
+        """Return a problem document as the last event of a stream that had begun."""
+        return error_frame(problem)
+
+    def dump(self, operation: Operation, result: Any) -> bytes:
+        """Return an operation's result as JSON."""
+        return adapter(operation.response).dump_json(result)
 
     def hold(self) -> None:
         """Let the stream end when the login that opened it does."""

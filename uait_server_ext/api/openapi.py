@@ -15,9 +15,9 @@ from pydantic import Field, TypeAdapter
 
 from uait_server_ext.schema import Schema
 
-from .operation import PUBLIC, Operation
+from .openai.errors import OPENAI, ErrorBody
+from .operation import PREFIX, PUBLIC, Operation
 
-PREFIX = "/uait/v1"
 REFERENCE = "#/components/schemas/{model}"
 
 
@@ -36,7 +36,8 @@ def document(
 ) -> dict[str, Any]:
     """Return the OpenAPI 3.1 document of the operations."""
     keys: list[tuple[tuple[str, str], Literal["validation", "serialization"], TypeAdapter[Any]]] = [
-        (("problem", "out"), "serialization", TypeAdapter(Problem))
+        ((PREFIX, "error"), "serialization", TypeAdapter(Problem)),
+        ((OPENAI, "error"), "serialization", TypeAdapter(ErrorBody)),
     ]
     for op in operations:
         if op.body:
@@ -47,14 +48,14 @@ def document(
     by_key = {key: schema for (key, _mode), schema in schemas.items()}
     paths: dict[str, dict[str, Any]] = {}
     for op in operations:
-        paths.setdefault(PREFIX + op.path, {})[op.method.lower()] = describe(op, by_key)
+        paths.setdefault(op.prefix + op.path, {})[op.method.lower()] = describe(op, by_key)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "UAIT",
             "version": version,
             "description": "Universal AI Tools for Jupyter. Errors are problem documents "
-            "(RFC 9457).",
+            "(RFC 9457); below `/uait/openai/v1` they have OpenAI's form.",
             "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"},
         },
         "servers": [{"url": base_url.rstrip("/") or "/"}],
@@ -88,7 +89,7 @@ def describe(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
         "operationId": op.name,
         "summary": op.summary,
         "description": op.doc,
-        "tags": [op.path.split("/")[1].partition(".")[0]],
+        "tags": [tag_of(op)],
         "x-permission": op.permission,
         "x-rate-class": op.rate,
         "x-sensitive": op.sensitive,
@@ -104,6 +105,11 @@ def describe(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
             "content": {"application/json": {"schema": schemas[(op.key, "in")]}},
         }
     return described
+
+
+def tag_of(op: Operation) -> str:
+    """Return the group of an operation: the first word of its path, or whose format it speaks."""
+    return op.path.split("/")[1].partition(".")[0] if op.prefix == PREFIX else "openai"
 
 
 def describe_parameters(op: Operation) -> list[dict[str, Any]]:
@@ -122,10 +128,11 @@ def describe_parameters(op: Operation) -> list[dict[str, Any]]:
 
 
 def responses(op: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    """Return the success response and the problem document for everything else."""
+    """Return the success response, and the form that everything else has."""
+    kind = "application/problem+json" if op.prefix == PREFIX else "application/json"
     failure = {
-        "description": "A problem document that says what happened and what to do.",
-        "content": {"application/problem+json": {"schema": schemas[("problem", "out")]}},
+        "description": "What happened and what to do.",
+        "content": {kind: {"schema": schemas[(op.prefix, "error")]}},
     }
     if op.response is type(None):
         return {
@@ -151,9 +158,11 @@ def main() -> None:
 
     from uait_server_ext._version import __version__
 
+    from .openai import operations as openai_operations
     from .v1 import operations
 
-    print(json.dumps(document(operations(), version=__version__), indent=2, sort_keys=True))
+    everything = [*operations(), *openai_operations()]
+    print(json.dumps(document(everything, version=__version__), indent=2, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from uait_server_ext.services import Services
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+PREFIX = "/uait/v1"
+"""The path under which our own operations are."""
+
 PUBLIC = "public"
 """The permission of an operation that needs no login."""
 
@@ -102,7 +105,9 @@ class Operation:
     sensitive: bool = False
     secret: bool = False
     open_query: bool = False
+    tool: bool = False
     content_type: str = "application/json"
+    prefix: str = PREFIX
 
     @cached_property
     def hints(self) -> dict[str, Any]:
@@ -144,7 +149,7 @@ class Operation:
     @property
     def key(self) -> str:
         """Return `METHOD /path`, the operation's identity in tests, logs and docs."""
-        return f"{self.method} {self.path}"
+        return f"{self.method} {'' if self.prefix == PREFIX else self.prefix}{self.path}"
 
     @property
     def summary(self) -> str:
@@ -190,7 +195,9 @@ def operation(
     sensitive: bool = False,
     secret: bool = False,
     open_query: bool = False,
+    tool: bool = False,
     content_type: str = "application/json",
+    prefix: str = PREFIX,
 ) -> Callable[[Callable[..., Any]], Operation]:
     """Declare an operation on an async function (or async generator function).
 
@@ -199,7 +206,9 @@ def operation(
             an API key calls.
         secret: its answer holds a secret, which no store of answers may keep.
         open_query: query parameters that are not declared are ignored and not refused.
+        tool: a model may be given it as a tool: it only reads, and its answer is short.
         content_type: of the answer, where that is text.
+        prefix: the path that the operation's own is below.
 
     Raises:
         ValueError: unknown permission, a public operation that is not on the written list, or a
@@ -228,7 +237,9 @@ def operation(
             sensitive=sensitive,
             secret=secret,
             open_query=open_query,
+            tool=tool,
             content_type=content_type,
+            prefix=prefix,
         )
 
     return declare

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -31,7 +31,10 @@ def error_frame(problem: dict[str, Any]) -> str:
 
 
 async def frames(
-    events: AsyncIterator[BaseModel], *, keep_alive: float = KEEP_ALIVE_SECONDS
+    events: AsyncIterator[BaseModel],
+    as_text: Callable[[BaseModel], str] = frame,
+    *,
+    keep_alive: float = KEEP_ALIVE_SECONDS,
 ) -> AsyncIterator[str]:
     """Yield frames for events, and keep-alive comments while none comes.
 
@@ -49,7 +52,8 @@ async def frames(
                     event = following.result()
                 except StopAsyncIteration:
                     return
-                yield frame(event)
+                if text := as_text(event):
+                    yield text
                 following = asyncio.ensure_future(anext(source))
         finally:
             if not following.done():

@@ -43,7 +43,9 @@ ACTIONS: dict[str, JupyterAction] = {
     "read": "read",
     "write": "write",
     "admin": "write",
+    "manage": "write",
     "run": "execute",
+    "tune": "execute",
     "use": "execute",
     "reveal": "execute",
 }

@@ -115,6 +115,7 @@ ROUTES: dict[str, dict[str, str]] = {
     # UAIT
     "uait_server_ext.api.handler.OperationHandler": methods(OWN, OWN),
     "uait_server_ext.api.handler.PublicOperationHandler": methods(OWN, OWN),
+    "uait_server_ext.api.openai.handler.OpenAIHandler": methods(OWN, OWN),
     "uait_server_ext.identity.jupyter_pages.AccountPage": reads("account:read"),
     "uait_server_ext.identity.jupyter_pages.DevicePage": reads("account:read"),
     "uait_server_ext.identity.jupyter_pages.LinkPage": reads(OPEN),

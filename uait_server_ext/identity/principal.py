@@ -13,6 +13,10 @@ PERMISSIONS: dict[str, str] = {
     "system:read": "See health, versions and the API description.",
     "models:read": "List models and their state.",
     "models:run": "Send prompts to models.",
+    "models:manage": "Fetch, import, remove, load and unload models.",
+    "models:tune": "Teach models from examples: start, see, end and resume such jobs.",
+    "budgets:read": "See what is left of your budgets.",
+    "budgets:write": "See all budgets; set and delete them.",
     "knowledge:read": "List, search and ask collections.",
     "knowledge:write": "Add documents to collections and delete collections.",
     "account:read": "See your own profile, sessions, API keys and factors.",
@@ -42,6 +46,7 @@ _VIEWER = frozenset(
         "system:read",
         "models:read",
         "models:run",
+        "budgets:read",
         "knowledge:read",
         "account:read",
         "account:write",
@@ -52,6 +57,7 @@ _VIEWER = frozenset(
 )
 _ANALYST = _VIEWER | {"knowledge:write", "vault:read"}
 _DEVELOPER = _ANALYST | {
+    "models:tune",
     "vault:use",
     "contents:write",
     "kernels:run",

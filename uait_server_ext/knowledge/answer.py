@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from anyio.to_thread import run_sync as in_thread
 
 from uait_server_ext.errors import (
+    BudgetExceeded,
+    CircuitOpen,
     ContextTooLong,
     DependencyMissing,
     ModelUnavailable,
+    StreamCut,
     WorkerDied,
 )
 from uait_server_ext.inference.models import ChatEvent, ChatRequest, Message, TextDelta, Usage
@@ -66,7 +69,7 @@ class Answerer:
         self._chat = chat
 
     async def answer(
-        self, collection: Collection, request: AskRequest
+        self, collection: Collection, request: AskRequest, chat: ChatModel | None = None
     ) -> AsyncGenerator[AskEvent, None]:
         """Yield the evidence, then the model's phrasing piece by piece, then the whole answer.
 
@@ -80,8 +83,9 @@ class Answerer:
 
         """
         began = time.monotonic()
+        chat = chat or self._chat
         if request.phrase:
-            self._chat.check(request.model)
+            chat.check(request.model)
         _check_length(request.question)
         vector = (await self._embedder.embed([request.question], purpose="query"))[0]
         evidence = await in_thread(_find, collection, request, vector)
@@ -93,7 +97,7 @@ class Answerer:
         phrasing = _Phrasing()
         if best and request.phrase:
             prompt = prompt_for(request.question, best)
-            async with aclosing(self._phrase(request, prompt, phrasing)) as pieces:
+            async with aclosing(_phrase(chat, request, prompt, phrasing)) as pieces:
                 async for piece in pieces:
                     if phrasing.first_token_seconds is None:
                         phrasing.first_token_seconds = time.monotonic() - began
@@ -125,31 +129,30 @@ class Answerer:
         vectors = await self._embedder.embed([c.in_context for c in candidates], purpose="query")
         return support(candidates, vectors, question)
 
-    async def _phrase(
-        self, request: AskRequest, prompt: str, phrasing: _Phrasing
-    ) -> AsyncGenerator[str, None]:
-        """Yield what the model writes, and note in ``phrasing`` how it ended."""
-        chat = ChatRequest(
-            messages=[Message(role="user", content=prompt)],
-            model=request.model,
-            max_tokens=request.max_tokens,
-            stop=list(STOP),
-        )
-        try:
-            async with _closing(self._chat.chat(chat)) as events:
-                async for event in events:
-                    if isinstance(event, TextDelta):
-                        yield event.text
-                    else:
-                        phrasing.text, phrasing.note = judge(
-                            event.text, event.finish_reason, prompt
-                        )
-                        phrasing.model, phrasing.backend = event.model, event.backend
-                        phrasing.usage = event.usage
-        except WorkerDied:
-            raise
-        except (ModelUnavailable, DependencyMissing) as error:
-            phrasing.note = f"No model phrased this: {error.detail}"
+
+async def _phrase(
+    chat: ChatModel, request: AskRequest, prompt: str, phrasing: _Phrasing
+) -> AsyncGenerator[str, None]:
+    """Yield what the model writes, and note in ``phrasing`` how it ended."""
+    wanted = ChatRequest(
+        messages=[Message(role="user", content=prompt)],
+        model=request.model,
+        max_tokens=request.max_tokens,
+        stop=list(STOP),
+    )
+    try:
+        async with _closing(chat.chat(wanted)) as events:
+            async for event in events:
+                if isinstance(event, TextDelta):
+                    yield event.text
+                else:
+                    phrasing.text, phrasing.note = judge(event.text, event.finish_reason, prompt)
+                    phrasing.model, phrasing.backend = event.model, event.backend
+                    phrasing.usage = event.usage
+    except (WorkerDied, StreamCut):
+        raise
+    except (ModelUnavailable, CircuitOpen, BudgetExceeded, DependencyMissing) as error:
+        phrasing.note = f"No model phrased this: {error.detail}"
 
 
 def _check_length(question: str) -> None:

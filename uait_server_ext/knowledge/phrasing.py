@@ -41,7 +41,7 @@ def prompt_for(question: str, cited: Sequence[Sentence]) -> str:
 
 
 def judge(
-    text: str, finish_reason: Literal["stop", "length"], prompt: str
+    text: str, finish_reason: Literal["stop", "length", "tool_calls"], prompt: str
 ) -> tuple[str | None, str | None]:
     """Return what of a phrasing is kept, and a note for people where it is left out.
 

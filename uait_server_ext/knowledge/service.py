@@ -234,10 +234,12 @@ class KnowledgeBase:
         found = await self._search(name, request.query, request.k, request.mode)
         return SearchResponse(hits=found, seconds=time.monotonic() - began)
 
-    async def ask(self, name: str, request: AskRequest) -> AsyncGenerator[AskEvent, None]:
+    async def ask(
+        self, name: str, request: AskRequest, *, chat: ChatModel | None = None
+    ) -> AsyncGenerator[AskEvent, None]:
         """Answer a question from a collection, or decline: evidence, then phrasing, then all.
 
-        Closing the iterator cancels the phrasing.
+        Closing the iterator cancels the phrasing. ``chat`` phrases in the place of the usual model.
 
         Raises:
             CollectionNotFound: no collection has that name.
@@ -247,7 +249,7 @@ class KnowledgeBase:
         """
         collection = await self._collection(name)
         self._check_model(collection)
-        async with aclosing(self._answerer.answer(collection, request)) as events:
+        async with aclosing(self._answerer.answer(collection, request, chat)) as events:
             try:
                 async for event in events:
                     yield event

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from uait_server_ext.knowledge.reading.kinds import is_no_document
+from uait_server_ext.knowledge.reading.picture import can_read_pictures
 from uait_server_ext.knowledge.store import SourceFile
 
 SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages"})
@@ -28,7 +29,8 @@ def find_files(source: Path, shown: str, is_allowed: Callable[[Path], bool]) -> 
     """Return the documents at or below ``source``; ``shown`` is what people see for it.
 
     Left out are hidden files and folders, caches, virtual environments, and files that clearly are
-    no documents. Links are followed where they lead to an allowed place, each folder once.
+    no documents; pictures too, where no text recognition is installed. Links are followed where
+    they lead to an allowed place, each folder once.
     """
     found = Found()
     status = source.stat()
@@ -37,9 +39,10 @@ def find_files(source: Path, shown: str, is_allowed: Callable[[Path], bool]) -> 
         return found
     seen = {_identity(status)}
     folders = [(source, shown)]
+    pictures = can_read_pictures()
     while folders:
         folder, shown = folders.pop()
-        below = _look_into(found, folder, shown, is_allowed, seen)
+        below = _look_into(found, folder, shown, is_allowed, seen, pictures)
         folders.extend(reversed(below))
     return found
 
@@ -50,6 +53,7 @@ def _look_into(
     shown: str,
     is_allowed: Callable[[Path], bool],
     seen: set[tuple[int, int]],
+    pictures: bool,
 ) -> list[tuple[Path, str]]:
     """Add the files of one folder; return the folders in it."""
     try:
@@ -72,7 +76,8 @@ def _look_into(
         except OSError:
             continue  # a link to nowhere, or a file that has just gone
         is_folder = stat.S_ISDIR(status.st_mode)
-        if not is_folder and (is_no_document(path) or not stat.S_ISREG(status.st_mode)):
+        left_out = is_no_document(path, pictures=pictures) or not stat.S_ISREG(status.st_mode)
+        if not is_folder and left_out:
             continue
         if entry.is_symlink() and not is_allowed(path.resolve()):
             found.failed[SourceFile(str(path), name, 0, 0)] = (

@@ -18,7 +18,11 @@ from uait_server_ext.inference.models import TextDelta
 def test_a_frame_is_two_lines_whatever_the_text(text: str) -> None:
     lines = frame(TextDelta(text=text)).split("\n")
     assert lines[0] == "event: delta"
-    assert json.loads(lines[1].removeprefix("data: ")) == {"type": "delta", "text": text}
+    assert json.loads(lines[1].removeprefix("data: ")) == {
+        "type": "delta",
+        "text": text,
+        "logprobs": None,
+    }
     assert lines[2:] == ["", ""]
 
 

@@ -67,7 +67,7 @@ async def test_what_is_left_out_without_a_word(
     open_base: OpenBase, ingest: Ingesting, documents: Path
 ) -> None:
     (documents / "a.md").write_text("Read me.")
-    for name in (".hidden.md", "picture.png", "data.csv", "archive.zip"):
+    for name in (".hidden.md", "picture.gif", "data.csv", "archive.zip"):
         (documents / name).write_text("x")
     for folder in (".git", "__pycache__", "node_modules", "venv"):
         (documents / folder).mkdir()
@@ -153,7 +153,7 @@ async def test_an_empty_folder_is_refused_and_leaves_no_collection(
     open_base: OpenBase, ingest: Ingesting, documents: Path, content: str
 ) -> None:
     if content == "pictures":
-        (documents / "a.png").write_bytes(b"x")
+        (documents / "a.gif").write_bytes(b"x")
     async with open_base() as base:
         with pytest.raises(InvalidInput, match=r"no documents in .*documents"):
             await ingest(base, documents)

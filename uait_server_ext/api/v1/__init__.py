@@ -6,15 +6,19 @@ from uait_server_ext.api.operation import Operation
 
 from . import (
     account,
+    assist,
     audit,
+    budgets,
     factors,
     kernels,
     knowledge,
+    library,
     login,
     models,
     oidc,
     system,
     tokens,
+    tuning,
     users,
     vault,
 )
@@ -27,6 +31,10 @@ def operations() -> list[Operation]:
         for module in (
             system,
             models,
+            assist,
+            library,
+            budgets,
+            tuning,
             knowledge,
             login,
             oidc,

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from uait_server_ext.api.callers import caller_of
 from uait_server_ext.api.operation import Call, operation
 from uait_server_ext.knowledge.models import (
     COLLECTION_PATTERN,
@@ -30,14 +31,14 @@ CollectionName = Annotated[
 ]
 
 
-@operation("GET", "/collections", permission="knowledge:read", rate="read")
+@operation("GET", "/collections", permission="knowledge:read", rate="read", tool=True)
 async def list_collections(call: Call) -> CollectionList:
     """List all collections with their numbers."""
     knowledge = await call.services.knowledge()
     return CollectionList(collections=await knowledge.collections())
 
 
-@operation("GET", "/collections/{collection}", permission="knowledge:read", rate="read")
+@operation("GET", "/collections/{collection}", permission="knowledge:read", rate="read", tool=True)
 async def collection_status(call: Call, collection: CollectionName) -> CollectionStatus:
     """Tell what a collection holds and what is left to do."""
     knowledge = await call.services.knowledge()
@@ -51,7 +52,13 @@ async def delete_collection(call: Call, collection: CollectionName) -> None:
     await knowledge.delete(collection)
 
 
-@operation("GET", "/collections/{collection}/documents", permission="knowledge:read", rate="read")
+@operation(
+    "GET",
+    "/collections/{collection}/documents",
+    permission="knowledge:read",
+    rate="read",
+    tool=True,
+)
 async def list_documents(
     call: Call,
     collection: CollectionName,
@@ -77,7 +84,9 @@ async def ingest(
         yield event
 
 
-@operation("POST", "/collections/{collection}/search", permission="knowledge:read", rate="read")
+@operation(
+    "POST", "/collections/{collection}/search", permission="knowledge:read", rate="read", tool=True
+)
 async def search(call: Call, collection: CollectionName, body: SearchRequest) -> SearchResponse:
     """Search a collection by meaning and by words; hits carry the scores that put them there."""
     knowledge = await call.services.knowledge()
@@ -92,5 +101,7 @@ async def ask(call: Call, collection: CollectionName, body: AskRequest) -> Async
     sentence, the citations. Then the model's phrasing is streamed. Disconnecting cancels it.
     """
     knowledge = await call.services.knowledge()
-    async for event in knowledge.ask(collection, body):
+    router = await call.services.router()
+    chat = router.bound(caller_of(call, collection=collection))
+    async for event in knowledge.ask(collection, body, chat=chat):
         yield event

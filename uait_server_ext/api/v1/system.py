@@ -46,7 +46,9 @@ async def health(call: Call) -> Health:
 @operation("GET", "/openapi.json", permission="system:read", rate="read")
 async def openapi(call: Call) -> dict[str, Any]:
     """Describe this API as OpenAPI 3.1."""
+    from uait_server_ext.api.openai import operations as openai_operations
     from uait_server_ext.api.openapi import document
     from uait_server_ext.api.v1 import operations
 
-    return document(operations(), version=__version__, base_url=call.services.base_url)
+    everything = [*operations(), *openai_operations()]
+    return document(everything, version=__version__, base_url=call.services.base_url)

@@ -35,7 +35,7 @@ class RevealRequest(Schema):
     version: Version | None = Field(None, description="None: the current one.")
 
 
-@operation("GET", "/vault/secrets", permission="vault:read", rate="read")
+@operation("GET", "/vault/secrets", permission="vault:read", rate="read", tool=True)
 async def list_secrets(call: Call) -> SecretList:
     """List your secrets and the shared ones, without their values."""
     vault = await call.services.vault()
@@ -49,7 +49,7 @@ async def create_secret(call: Call, body: NewSecret) -> SecretInfo:
     return await vault.create(call.principal, body, address=call.request.address)
 
 
-@operation("GET", "/vault/secrets/{secret}", permission="vault:read", rate="read")
+@operation("GET", "/vault/secrets/{secret}", permission="vault:read", rate="read", tool=True)
 async def get_secret(call: Call, secret: SecretKey) -> SecretDetail:
     """Describe a secret and its versions, without their values."""
     vault = await call.services.vault()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Literal
 
-Parser = Literal["markdown", "text", "rst", "html", "pdf", "notebook", "python", "code"]
+Parser = Literal["markdown", "text", "rst", "html", "pdf", "notebook", "python", "code", "picture"]
 
 PARSERS: dict[str, tuple[Parser, str]] = {
     **dict.fromkeys((".md", ".markdown", ".mdx", ".qmd", ".rmd"), ("markdown", "text/markdown")),
     **dict.fromkeys((".rst", ".rest"), ("rst", "text/x-rst")),
     **dict.fromkeys((".html", ".htm", ".xhtml"), ("html", "text/html")),
     ".pdf": ("pdf", "application/pdf"),
+    **dict.fromkeys((".tif", ".tiff"), ("picture", "image/tiff")),
+    **dict.fromkeys((".jpg", ".jpeg"), ("picture", "image/jpeg")),
+    **{f".{kind}": ("picture", f"image/{kind}") for kind in ("png", "webp", "bmp")},
     ".ipynb": ("notebook", "application/x-ipynb+json"),
     **dict.fromkeys((".py", ".pyi"), ("python", "text/x-python")),
     **{
@@ -45,7 +48,7 @@ PARSERS: dict[str, tuple[Parser, str]] = {
 
 # Clearly no documents: a folder that holds them is not reported for it.
 NO_DOCUMENT_KINDS = """
-    png jpg jpeg gif bmp tif tiff webp ico svg heic psd ai eps
+    gif ico svg heic psd ai eps
     mp3 wav ogg flac m4a mp4 mov avi mkv webm ttf otf woff woff2 eot
     zip tar gz tgz bz2 xz zst 7z rar whl egg jar deb rpm dmg iso
     exe dll so dylib a o obj lib pyc pyo class wasm bin
@@ -61,9 +64,13 @@ OFFICE = frozenset(
 )
 
 
-def is_no_document(path: PurePath) -> bool:
-    """Tell whether the file's extension says that it holds no document."""
-    return path.suffix.lower() in NO_DOCUMENTS
+def is_no_document(path: PurePath, *, pictures: bool = True) -> bool:
+    """Tell whether the file's extension says that it holds no document; pictures may hold text."""
+    suffix = path.suffix.lower()
+    return suffix in NO_DOCUMENTS or (not pictures and suffix in PICTURES)
+
+
+PICTURES = frozenset(suffix for suffix, (parser, _) in PARSERS.items() if parser == "picture")
 
 
 def parser_for(path: PurePath) -> tuple[Parser, str]:

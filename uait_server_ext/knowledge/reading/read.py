@@ -16,6 +16,7 @@ from uait_server_ext.knowledge.reading.html import parse_html
 from uait_server_ext.knowledge.reading.kinds import OFFICE, Parser, is_no_document, parser_for
 from uait_server_ext.knowledge.reading.notebook import parse_notebook
 from uait_server_ext.knowledge.reading.pdf import parse_pdf
+from uait_server_ext.knowledge.reading.picture import parse_picture
 from uait_server_ext.knowledge.reading.prose import parse_markdown, parse_rst, parse_text
 
 TEXT_PARSERS: dict[Parser, Callable[[Path, str, str], Document]] = {
@@ -77,4 +78,6 @@ def parse(path: Path, data: bytes) -> Document:
     parser, media_type = parser_for(path)
     if parser == "pdf":
         return parse_pdf(path, data, media_type)
+    if parser == "picture":
+        return parse_picture(path, data, media_type)
     return TEXT_PARSERS[parser](path, decode(data), media_type)
