@@ -67,8 +67,9 @@ $(TOOLS)/.setup: $(BIN)/python Makefile
 	$(TOOLS)/semgrep/bin/python -m pip install --quiet --no-compile 'semgrep>=1.136'
 	$(PYTHON) -m venv $(TOOLS)/scanners
 	$(TOOLS)/scanners/bin/python -m pip install --quiet --no-compile 'wapiti3>=3.2' 'sqlmap>=1.9'
-	@command -v redis-server >/dev/null || { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server; }
+	@command -v redis-server >/dev/null && command -v tesseract >/dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		redis-server tesseract-ocr tesseract-ocr-eng; }
 	@touch $@
 
 $(SECURITY)/%/node_modules/.setup: $(SECURITY)/%/package-lock.json $(VENV)/.node
@@ -118,8 +119,13 @@ openapi: $(VENV)/.dev labextension/node_modules/.setup ## Write the API descript
 	$(BIN)/python -m uait_server_ext.api.openapi > labextension/openapi.json
 	cd labextension && jlpm generate:api
 
-bench: $(VENV)/.models ## Measure retrieval on scifact (needs ../shared/data)
+bench: $(VENV)/.models ## Run the benchmarks, each beside its peers (needs ../shared/data)
 	$(BIN)/python benchmarks/retrieval.py --data ../shared/data/scifact --check
+	$(BIN)/python benchmarks/router.py --data ../shared/data/routing --check
+	$(BIN)/python benchmarks/generation.py --check
+	$(BIN)/python benchmarks/structured.py --check
+	$(BIN)/python benchmarks/load.py --check
+	$(BIN)/python benchmarks/gateway.py --peers .venv-peers --check
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) $(VENV)-wheel $(TOOLS) dist runs labextension/node_modules $(SECURITY)/*/node_modules labextension/lib uait_server_ext/labextension
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-peers $(TOOLS) dist runs labextension/node_modules $(SECURITY)/*/node_modules labextension/lib uait_server_ext/labextension

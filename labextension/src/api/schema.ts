@@ -4,6 +4,171 @@
  */
 
 export interface paths {
+    "/uait/openai/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Answer a conversation in OpenAI's format; with `stream`, as it is written.
+         * @description Answer a conversation in OpenAI's format; with `stream`, as it is written.
+         */
+        post: operations["openai_chat_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Go on with a text in OpenAI's format; with `stream`, as it is written.
+         * @description Go on with a text in OpenAI's format; with `stream`, as it is written.
+         *
+         *     It is read as it stands, without a chat template, by a model of this machine.
+         */
+        post: operations["openai_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/embeddings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return the vectors of texts, L2-normalised, in OpenAI's format.
+         * @description Return the vectors of texts, L2-normalised, in OpenAI's format.
+         */
+        post: operations["openai_embeddings"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the models in OpenAI's format.
+         * @description List the models in OpenAI's format.
+         */
+        get: operations["openai_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/models/{model}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one model in OpenAI's format.
+         * @description Return one model in OpenAI's format.
+         */
+        get: operations["openai_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/rerank": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Put texts in the order in which they answer a query.
+         * @description Put texts in the order in which they answer a query.
+         */
+        post: operations["openai_rerank"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/openai/v1/responses": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Answer in the format of OpenAI's Responses; with `stream`, as it is written.
+         * @description Answer in the format of OpenAI's Responses; with `stream`, as it is written.
+         */
+        post: operations["openai_response"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/assist": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Stream a completion whose model may use UAIT's operations, each call made as you.
+         * @description Stream a completion whose model may use UAIT's operations, each call made as you.
+         *
+         *     Every call and its answer is an event. The last event is the answer that called no more tools,
+         *     or none after the last round.
+         */
+        post: operations["assist"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/uait/v1/audit": {
         parameters: {
             query?: never;
@@ -64,6 +229,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/uait/v1/budgets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the budgets that your calls go against; all budgets for who may set them.
+         * @description List the budgets that your calls go against; all budgets for who may set them.
+         */
+        get: operations["list_budgets"];
+        /**
+         * Set a budget, or change the limits of the one of the same kind, subject and period.
+         * @description Set a budget, or change the limits of the one of the same kind, subject and period.
+         */
+        put: operations["set_budget"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/budgets/{budget}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete a budget with what was counted against it.
+         * @description Delete a budget with what was counted against it.
+         */
+        delete: operations["delete_budget"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/uait/v1/chat": {
         parameters: {
             query?: never;
@@ -76,6 +285,9 @@ export interface paths {
         /**
          * Stream a completion. Disconnecting cancels it.
          * @description Stream a completion. Disconnecting cancels it.
+         *
+         *     A `failover` event says that a model broke off: the text before it is void, and another model
+         *     begins anew. The last event holds the decision: who answered, why, and at what cost.
          */
         post: operations["chat"];
         delete?: never;
@@ -994,12 +1206,114 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List the models of the catalogue with their state on this machine.
-         * @description List the models of the catalogue with their state on this machine.
+         * List the models of this machine with their state, and those of remote providers.
+         * @description List the models of this machine with their state, and those of remote providers.
          */
         get: operations["list_models"];
         put?: never;
         post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models/import": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Copy a model folder (safetensors) or a GGUF file of the server into its catalogue.
+         * @description Copy a model folder (safetensors) or a GGUF file of the server into its catalogue.
+         */
+        post: operations["import_model"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models/{model}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Delete the files of a model or adapter; refused while the model is loaded.
+         * @description Delete the files of a model or adapter; refused while the model is loaded.
+         */
+        delete: operations["remove_model"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models/{model}/load": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Load a model now rather than with its first request.
+         * @description Load a model now rather than with its first request.
+         */
+        post: operations["load_model"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models/{model}/pull": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Fetch a model's files and verify them. Disconnecting breaks it off.
+         * @description Fetch a model's files and verify them. Disconnecting breaks it off.
+         *
+         *     What has come of a hub model is kept, and the next pull goes on there.
+         */
+        post: operations["pull_model"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/models/{model}/unload": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Give a model's memory back when its requests under way have ended.
+         * @description Give a model's memory back when its requests under way have ended.
+         */
+        post: operations["unload_model"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1123,6 +1437,174 @@ export interface paths {
          * @description End the login of a refresh token, with its access tokens; an unknown one is no error.
          */
         post: operations["revoke_token"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tools": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the operations that a model may be given as tools.
+         * @description List the operations that a model may be given as tools.
+         */
+        get: operations["list_tools"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/check": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Read the examples of a job and report on them; nothing is started.
+         * @description Read the examples of a job and report on them; nothing is started.
+         */
+        post: operations["check_examples"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List your jobs, newest first.
+         * @description List your jobs, newest first.
+         */
+        get: operations["list_tuning"];
+        put?: never;
+        /**
+         * Queue a job that teaches a model from examples in files of the server.
+         * @description Queue a job that teaches a model from examples in files of the server.
+         */
+        post: operations["start_tuning"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs/{job}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Describe a job: how far it is, its losses, its scores before and after.
+         * @description Describe a job: how far it is, its losses, its scores before and after.
+         */
+        get: operations["get_tuning"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a job that has ended, with its checkpoints; its adapter stays in the catalogue.
+         * @description Delete a job that has ended, with its checkpoints; its adapter stays in the catalogue.
+         */
+        delete: operations["delete_tuning"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs/{job}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * End a job within two seconds; it can be resumed from its last checkpoint.
+         * @description End a job within two seconds; it can be resumed from its last checkpoint.
+         */
+        post: operations["cancel_tuning"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs/{job}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Stream what a job does, from its start or behind a sequence, until it has ended.
+         * @description Stream what a job does, from its start or behind a sequence, until it has ended.
+         */
+        get: operations["follow_tuning"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs/{job}/fuse": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Write the base model with the adapter worked in, as files that MLX and others load.
+         * @description Write the base model with the adapter worked in, as files that MLX and others load.
+         */
+        post: operations["fuse_tuning"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/uait/v1/tuning/jobs/{job}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a failed or cancelled job go on from its last checkpoint.
+         * @description Let a failed or cancelled job go on from its last checkpoint.
+         */
+        post: operations["resume_tuning"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1396,58 +1878,6 @@ export interface components {
             accounts: components["schemas"]["LinkedAccount"][];
         };
         /**
-         * Answer
-         * @description An answer with its evidence.
-         */
-        Answer: {
-            /**
-             * Backend
-             * @default null
-             */
-            backend?: string | null;
-            /** Citations */
-            citations: components["schemas"]["Citation"][];
-            /** Collection */
-            collection: string;
-            /**
-             * Declined
-             * @description True when the documents hold nothing relevant.
-             */
-            declined: boolean;
-            /**
-             * Extract
-             * @description Best supporting sentence, word for word.
-             * @default null
-             */
-            extract?: string | null;
-            /**
-             * First Token Seconds
-             * @default null
-             */
-            first_token_seconds?: number | null;
-            /**
-             * Model
-             * @default null
-             */
-            model?: string | null;
-            /**
-             * Phrasing
-             * @description The model's own words, not checked.
-             * @default null
-             */
-            phrasing?: string | null;
-            /** Question */
-            question: string;
-            /** Seconds */
-            seconds: number;
-            /**
-             * Text
-             * @description What to show: the supporting sentence, then the model's phrasing.
-             */
-            text: string;
-            usage: components["schemas"]["Usage"];
-        };
-        /**
          * AnswerDelta
          * @description The next piece of the model's phrasing.
          */
@@ -1465,12 +1895,39 @@ export interface components {
          * @description The last event: the whole answer.
          */
         AnswerDone: {
-            answer: components["schemas"]["Answer"];
+            answer: components["schemas"]["uait_server_ext__knowledge__models__Answer"];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
              */
             type: "done";
+        };
+        /**
+         * AnswerMessage
+         * @description What the model says.
+         */
+        AnswerMessage: {
+            /**
+             * Content
+             * @default null
+             */
+            content?: string | null;
+            /**
+             * Refusal
+             * @default null
+             */
+            refusal?: string | null;
+            /**
+             * Role
+             * @default assistant
+             * @constant
+             */
+            role?: "assistant";
+            /**
+             * Tool Calls
+             * @default null
+             */
+            tool_calls?: components["schemas"]["CallMade"][] | null;
         };
         /**
          * ApiKeyInfo
@@ -1569,6 +2026,119 @@ export interface components {
             phrase?: boolean;
             /** Question */
             question: string;
+        };
+        /**
+         * AssistRequest
+         * @description A conversation, and what its model may use to answer.
+         */
+        AssistRequest: {
+            /**
+             * Max Tokens
+             * @default 512
+             */
+            max_tokens?: number;
+            /** Messages */
+            messages: components["schemas"]["Message"][];
+            /**
+             * Model
+             * @default auto
+             */
+            model?: string;
+            /**
+             * Rounds
+             * @description How often the model may call tools.
+             * @default 4
+             */
+            rounds?: number;
+            /**
+             * Seed
+             * @default null
+             */
+            seed?: number | null;
+            /**
+             * Temperature
+             * @default 0
+             */
+            temperature?: number;
+            /**
+             * Tools
+             * @description Names of tools; none: all that you may use.
+             * @default null
+             */
+            tools?: string[] | null;
+        };
+        /**
+         * AssistantMessage
+         * @description What the model said.
+         */
+        AssistantMessage: {
+            /**
+             * Content
+             * @default null
+             */
+            content?: string | components["schemas"]["TextPart"][] | null;
+            /**
+             * Refusal
+             * @default null
+             */
+            refusal?: string | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            role: "assistant";
+            /**
+             * Tool Calls
+             * @default null
+             */
+            tool_calls?: components["schemas"]["Called"][] | null;
+        };
+        /**
+         * AttemptRecord
+         * @description One target that was tried, or passed over.
+         */
+        AttemptRecord: {
+            /**
+             * Cost Usd
+             * @default 0
+             */
+            cost_usd?: number;
+            /**
+             * Detail
+             * @description The error, or what the verifier found.
+             * @default null
+             */
+            detail?: string | null;
+            /**
+             * First Token Seconds
+             * @default null
+             */
+            first_token_seconds?: number | null;
+            /** Model */
+            model: string;
+            /**
+             * Outcome
+             * @enum {string}
+             */
+            outcome: "answered" | "rejected" | "failed" | "skipped";
+            /** Provider */
+            provider: string;
+            /**
+             * Score
+             * @description Of the verifier, 0 to 1.
+             * @default null
+             */
+            score?: number | null;
+            /**
+             * Seconds
+             * @default 0
+             */
+            seconds?: number;
+            /** Tier */
+            tier: string;
+            usage?: components["schemas"]["Usage"];
+            /** Why */
+            why: string;
         };
         /**
          * AuditPage
@@ -1670,40 +2240,363 @@ export interface components {
             sequence?: number | null;
         };
         /**
-         * ChatDone
-         * @description The last event of a completion: the whole text and what it took.
+         * BudgetContent
+         * @description A budget to be set: whose, for how long, how much.
          */
-        ChatDone: {
-            /** Backend */
-            backend: string;
+        BudgetContent: {
             /**
-             * Finish Reason
+             * Kind
+             * @description `server`: everybody together.
              * @enum {string}
              */
-            finish_reason: "stop" | "length";
+            kind: "server" | "principal" | "notebook" | "run";
+            limits: components["schemas"]["Quantity"];
             /**
-             * First Token Seconds
-             * @description From request to first token, queueing included.
+             * Period
+             * @description `day` and `month` of the calendar in UTC.
+             * @enum {string}
              */
-            first_token_seconds: number;
+            period: "day" | "month" | "total";
+            /**
+             * Subject
+             * @description A user's id, a notebook's path, a run's id; `*`: each of them its own, where none is set for it by name. Empty for the server.
+             * @default
+             */
+            subject?: string;
+        };
+        /**
+         * BudgetInfo
+         * @description A budget and what is used of it, most first.
+         */
+        BudgetInfo: {
+            /** Id */
+            id: string;
+            /**
+             * Kind
+             * @description `server`: everybody together.
+             * @enum {string}
+             */
+            kind: "server" | "principal" | "notebook" | "run";
+            limits: components["schemas"]["Quantity"];
+            /**
+             * Period
+             * @description `day` and `month` of the calendar in UTC.
+             * @enum {string}
+             */
+            period: "day" | "month" | "total";
+            /**
+             * Subject
+             * @description A user's id, a notebook's path, a run's id; `*`: each of them its own, where none is set for it by name. Empty for the server.
+             * @default
+             */
+            subject?: string;
+            /**
+             * Use
+             * @description At most 100.
+             */
+            use: components["schemas"]["BudgetUse"][];
+        };
+        /**
+         * BudgetList
+         * @description Budgets and what is used of them.
+         */
+        BudgetList: {
+            /** Budgets */
+            budgets: components["schemas"]["BudgetInfo"][];
+        };
+        /**
+         * BudgetUse
+         * @description What one subject has used of a budget in the present period.
+         */
+        BudgetUse: {
+            /** @description Set aside for calls under way. */
+            held: components["schemas"]["Quantity"];
+            /**
+             * Resets At
+             * @description Seconds since the epoch; null: never.
+             */
+            resets_at: number | null;
+            /** Subject */
+            subject: string;
+            used: components["schemas"]["Quantity"];
+        };
+        /**
+         * CallMade
+         * @description A call that the model wants made; `index` in streams only.
+         */
+        CallMade: {
+            function: components["schemas"]["FunctionOfCall"];
+            /** Id */
+            id: string;
+            /**
+             * Index
+             * @default null
+             */
+            index?: number | null;
+            /**
+             * Type
+             * @default function
+             * @constant
+             */
+            type?: "function";
+        };
+        /**
+         * Called
+         * @description A call that the model made.
+         */
+        Called: {
+            function: components["schemas"]["CalledFunction"];
+            /** Id */
+            id: string;
+            /**
+             * Type
+             * @default function
+             * @constant
+             */
+            type?: "function";
+        };
+        /**
+         * CalledFunction
+         * @description The function of a call, and its arguments as JSON text.
+         */
+        CalledFunction: {
+            /** Arguments */
+            arguments: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * ChatCompletion
+         * @description All answers to a request.
+         */
+        ChatCompletion: {
+            /** Choices */
+            choices: components["schemas"]["Choice"][];
+            /** Created */
+            created: number;
+            /** Id */
+            id: string;
             /** Model */
             model: string;
-            /** Seconds */
-            seconds: number;
-            /** Text */
-            text: string;
             /**
-             * @description discriminator enum property added by openapi-typescript
-             * @enum {string}
+             * Object
+             * @default chat.completion
+             * @constant
              */
-            type: "done";
-            usage: components["schemas"]["Usage"];
+            object?: "chat.completion";
+            /** System Fingerprint */
+            system_fingerprint: string;
+            usage: components["schemas"]["CompletionUsage"];
+        };
+        /**
+         * ChatCompletionChunk
+         * @description One event of a stream.
+         */
+        ChatCompletionChunk: {
+            /** Choices */
+            choices: components["schemas"]["ChunkChoice"][];
+            /** Created */
+            created: number;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @default chat.completion.chunk
+             * @constant
+             */
+            object?: "chat.completion.chunk";
+            /** @default null */
+            usage?: components["schemas"]["CompletionUsage"] | null;
+        };
+        /**
+         * ChatCompletionRequest
+         * @description A request for completions of a conversation.
+         *
+         *     `top_k`, `min_p` and `response_format` of type `regex` are additions to OpenAI's format.
+         */
+        ChatCompletionRequest: {
+            /**
+             * Frequency Penalty
+             * @default null
+             */
+            frequency_penalty?: number | null;
+            /**
+             * Logit Bias
+             * @default null
+             */
+            logit_bias?: {
+                [key: string]: number;
+            } | null;
+            /**
+             * Logprobs
+             * @default null
+             */
+            logprobs?: boolean | null;
+            /**
+             * Max Completion Tokens
+             * @default null
+             */
+            max_completion_tokens?: number | null;
+            /**
+             * Max Tokens
+             * @default null
+             */
+            max_tokens?: number | null;
+            /** Messages */
+            messages: (components["schemas"]["SystemMessage"] | components["schemas"]["UserMessage"] | components["schemas"]["AssistantMessage"] | components["schemas"]["ToolMessage"])[];
+            /**
+             * Metadata
+             * @default null
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Min P
+             * @default null
+             */
+            min_p?: number | null;
+            /**
+             * Modalities
+             * @default null
+             */
+            modalities?: string[] | null;
+            /** Model */
+            model: string;
+            /**
+             * N
+             * @default null
+             */
+            n?: number | null;
+            /**
+             * Parallel Tool Calls
+             * @default null
+             */
+            parallel_tool_calls?: boolean | null;
+            /**
+             * Presence Penalty
+             * @default null
+             */
+            presence_penalty?: number | null;
+            /**
+             * Prompt Cache Key
+             * @default null
+             */
+            prompt_cache_key?: string | null;
+            /**
+             * Prompt Cache Retention
+             * @default null
+             */
+            prompt_cache_retention?: string | null;
+            /**
+             * Reasoning Effort
+             * @default null
+             */
+            reasoning_effort?: string | null;
+            /**
+             * Response Format
+             * @default null
+             */
+            response_format?: (components["schemas"]["TextFormat"] | components["schemas"]["ObjectFormat"] | components["schemas"]["SchemaFormat"] | components["schemas"]["Regex"]) | null;
+            /**
+             * Safety Identifier
+             * @default null
+             */
+            safety_identifier?: string | null;
+            /**
+             * Seed
+             * @default null
+             */
+            seed?: number | null;
+            /**
+             * Service Tier
+             * @default null
+             */
+            service_tier?: string | null;
+            /**
+             * Stop
+             * @description Up to eight texts.
+             * @default null
+             */
+            stop?: string[] | string | null;
+            /**
+             * Store
+             * @default null
+             */
+            store?: boolean | null;
+            /**
+             * Stream
+             * @default null
+             */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /**
+             * Temperature
+             * @description Default: 0.
+             * @default null
+             */
+            temperature?: number | null;
+            /**
+             * Tool Choice
+             * @default null
+             */
+            tool_choice?: ("auto" | "none" | "required") | components["schemas"]["ChosenFunction"] | null;
+            /**
+             * Tools
+             * @default null
+             */
+            tools?: components["schemas"]["FunctionTool"][] | null;
+            /**
+             * Top K
+             * @default null
+             */
+            top_k?: number | null;
+            /**
+             * Top Logprobs
+             * @default null
+             */
+            top_logprobs?: number | null;
+            /**
+             * Top P
+             * @default null
+             */
+            top_p?: number | null;
+            /**
+             * User
+             * @default null
+             */
+            user?: string | null;
+            /**
+             * Verbosity
+             * @default null
+             */
+            verbosity?: string | null;
         };
         /**
          * ChatRequest
-         * @description A request for one completion.
+         * @description A request for one completion of a conversation.
          */
         ChatRequest: {
+            /**
+             * Deadline Seconds
+             * @description End with an error where the answer takes longer.
+             * @default null
+             */
+            deadline_seconds?: number | null;
+            /**
+             * Frequency Penalty
+             * @default 0
+             */
+            frequency_penalty?: number;
+            /**
+             * Logprobs
+             * @description Tell the tokens' logprobs, each with so many alternatives.
+             * @default null
+             */
+            logprobs?: number | null;
             /**
              * Max Tokens
              * @default 256
@@ -1712,11 +2605,23 @@ export interface components {
             /** Messages */
             messages: components["schemas"]["Message"][];
             /**
+             * Min P
+             * @default 0
+             */
+            min_p?: number;
+            /**
              * Model
-             * @description Model id of the catalogue, or `auto` for the default.
+             * @description Model id of the catalogue, or `auto` for the default; `id+adapter` adds a LoRA adapter, `id@backend` forces a backend.
              * @default auto
              */
             model?: string;
+            /**
+             * Presence Penalty
+             * @default 0
+             */
+            presence_penalty?: number;
+            /** Response Format */
+            response_format?: components["schemas"]["PlainText"] | components["schemas"]["JsonObject"] | components["schemas"]["JsonSchema"] | components["schemas"]["Regex"];
             /**
              * Seed
              * @default null
@@ -1730,10 +2635,80 @@ export interface components {
              */
             temperature?: number;
             /**
+             * Tool Choice
+             * @default auto
+             */
+            tool_choice?: ("auto" | "none" | "required") | components["schemas"]["NamedTool"];
+            /** Tools */
+            tools?: components["schemas"]["ToolDefinition"][];
+            /**
+             * Top K
+             * @description 0: no limit.
+             * @default 0
+             */
+            top_k?: number;
+            /**
              * Top P
              * @default 1
              */
             top_p?: number;
+        };
+        /**
+         * Choice
+         * @description One of the answers.
+         */
+        Choice: {
+            /**
+             * Finish Reason
+             * @enum {string}
+             */
+            finish_reason: "stop" | "length" | "tool_calls";
+            /** Index */
+            index: number;
+            /** @default null */
+            logprobs?: components["schemas"]["Logprobs"] | null;
+            message: components["schemas"]["AnswerMessage"];
+        };
+        /**
+         * ChosenFunction
+         * @description The one function that must be called.
+         */
+        ChosenFunction: {
+            function: components["schemas"]["FunctionName"];
+            /**
+             * Type
+             * @constant
+             */
+            type: "function";
+        };
+        /**
+         * ChosenTool
+         * @description The one function that must be called.
+         */
+        ChosenTool: {
+            /** Name */
+            name: string;
+            /**
+             * Type
+             * @constant
+             */
+            type: "function";
+        };
+        /**
+         * ChunkChoice
+         * @description What is new in one of the answers.
+         */
+        ChunkChoice: {
+            delta: components["schemas"]["Delta"];
+            /**
+             * Finish Reason
+             * @default null
+             */
+            finish_reason?: ("stop" | "length" | "tool_calls") | null;
+            /** Index */
+            index: number;
+            /** @default null */
+            logprobs?: components["schemas"]["Logprobs"] | null;
         };
         /**
          * Citation
@@ -1822,6 +2797,138 @@ export interface components {
              * @description Folders and files that were added.
              */
             sources: string[];
+        };
+        /**
+         * CompletionUsage
+         * @description Tokens that an answer took.
+         */
+        CompletionUsage: {
+            /**
+             * Completion Tokens
+             * @default 0
+             */
+            completion_tokens?: number;
+            /** Prompt Tokens */
+            prompt_tokens: number;
+            /** @default null */
+            prompt_tokens_details?: components["schemas"]["PromptDetails"] | null;
+            /** Total Tokens */
+            total_tokens: number;
+        };
+        /**
+         * DataReport
+         * @description What a data set holds, and what is suspicious about it.
+         */
+        DataReport: {
+            /**
+             * Duplicates
+             * @description Examples that occur again in the same part.
+             */
+            duplicates: number;
+            /** Heldout */
+            heldout: number;
+            /**
+             * Leaked
+             * @description Of `valid` and `heldout`: prompts that occur in `train` too.
+             */
+            leaked: number;
+            /**
+             * Samples
+             * @description The first of the duplicated and leaked ones.
+             */
+            samples: components["schemas"]["Duplicate"][];
+            /**
+             * Split
+             * @description Whether the validation part was split off from the training.
+             */
+            split: boolean;
+            /** Train */
+            train: number;
+            /** Valid */
+            valid: number;
+        };
+        /**
+         * Decision
+         * @description Why this model answered, what was tried before, and what it cost.
+         */
+        Decision: {
+            /**
+             * Cache
+             * @default off
+             * @enum {string}
+             */
+            cache?: "off" | "miss" | "exact" | "semantic";
+            /**
+             * Cost Usd
+             * @description Of everything tried, US dollars.
+             * @default 0
+             */
+            cost_usd?: number;
+            /**
+             * Degraded
+             * @description A lesser model answered, because those that were wanted could not.
+             * @default false
+             */
+            degraded?: boolean;
+            /** Model */
+            model: string;
+            /**
+             * Notes
+             * @description What the reader should know.
+             */
+            notes?: string[];
+            /** Provider */
+            provider: string;
+            /**
+             * Saved Usd
+             * @description Against asking the strongest tier at once; below 0 where it cost more.
+             * @default null
+             */
+            saved_usd?: number | null;
+            /**
+             * Seconds
+             * @default 0
+             */
+            seconds?: number;
+            /**
+             * Shared
+             * @description An equal request of the same person was under way: one call, one cost.
+             * @default false
+             */
+            shared?: boolean;
+            /**
+             * Task
+             * @description The class of task that the policy saw in the request.
+             * @default
+             */
+            task?: string;
+            /** Tier */
+            tier: string;
+            /** Tried */
+            tried?: components["schemas"]["AttemptRecord"][];
+            /** Why */
+            why: string;
+        };
+        /**
+         * Delta
+         * @description What is new in an answer.
+         */
+        Delta: {
+            /**
+             * Content
+             * @default null
+             */
+            content?: string | null;
+            /**
+             * Role
+             * @default null
+             */
+            role?: "assistant" | null;
+            /**
+             * Tool Calls
+             * @default null
+             */
+            tool_calls?: components["schemas"]["CallMade"][] | null;
         };
         /**
          * DeviceAnswer
@@ -1939,6 +3046,142 @@ export interface components {
             total: number;
         };
         /**
+         * Duplicate
+         * @description An example that occurs again in another part, or in its own.
+         */
+        Duplicate: {
+            /**
+             * Again
+             * @description `file:line`
+             */
+            again: string;
+            /**
+             * First
+             * @description `file:line`
+             */
+            first: string;
+        };
+        /**
+         * EmbeddingItem
+         * @description The vector of one text: numbers, or their bytes (float32, little-endian) in base64.
+         */
+        EmbeddingItem: {
+            /** Embedding */
+            embedding: number[] | string;
+            /** Index */
+            index: number;
+            /**
+             * Object
+             * @default embedding
+             * @constant
+             */
+            object?: "embedding";
+        };
+        /**
+         * EmbeddingList
+         * @description The vectors of all texts, in their order.
+         */
+        EmbeddingList: {
+            /** Data */
+            data: components["schemas"]["EmbeddingItem"][];
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+            usage: components["schemas"]["CompletionUsage"];
+        };
+        /**
+         * EmbeddingRequest
+         * @description Texts whose meaning is wanted as vectors.
+         */
+        EmbeddingRequest: {
+            /**
+             * Dimensions
+             * @description The model's own, if given.
+             * @default null
+             */
+            dimensions?: number | null;
+            /**
+             * Encoding Format
+             * @default null
+             */
+            encoding_format?: ("float" | "base64") | null;
+            /**
+             * Input
+             * @description Text; token ids are not taken.
+             */
+            input: string | string[];
+            /**
+             * Metadata
+             * @default null
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Model
+             * @description Model id, or `auto` for the default.
+             */
+            model: string;
+            /**
+             * Prompt Cache Key
+             * @default null
+             */
+            prompt_cache_key?: string | null;
+            /**
+             * Prompt Cache Retention
+             * @default null
+             */
+            prompt_cache_retention?: string | null;
+            /**
+             * Safety Identifier
+             * @default null
+             */
+            safety_identifier?: string | null;
+            /**
+             * Service Tier
+             * @default null
+             */
+            service_tier?: string | null;
+            /**
+             * User
+             * @default null
+             */
+            user?: string | null;
+        };
+        /**
+         * ErrorBody
+         * @description An error as OpenAI's clients read it.
+         */
+        ErrorBody: {
+            error: components["schemas"]["ErrorDetail"];
+        };
+        /**
+         * ErrorDetail
+         * @description What happened and what to do.
+         */
+        ErrorDetail: {
+            /**
+             * Code
+             * @default null
+             */
+            code?: string | null;
+            /** Message */
+            message: string;
+            /**
+             * Param
+             * @description The parameter at fault, where there is one.
+             * @default null
+             */
+            param?: string | null;
+            /** Type */
+            type: string;
+        };
+        /**
          * EvidenceEvent
          * @description What retrieval found, sent before the first token.
          */
@@ -1973,6 +3216,29 @@ export interface components {
             totp: components["schemas"]["TotpDevice"][];
         };
         /**
+         * Failover
+         * @description A model failed in the middle of its answer: what came so far is void, another begins anew.
+         */
+        Failover: {
+            /**
+             * Failed
+             * @description `provider/model` that broke off.
+             */
+            failed: string;
+            /**
+             * To
+             * @description `provider/model` that begins anew.
+             */
+            to: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "failover";
+            /** Why */
+            why: string;
+        };
+        /**
          * FileReport
          * @description What became of one file. `added`, `changed` and `removed` are sent after the commit.
          */
@@ -2005,6 +3271,90 @@ export interface components {
              * @enum {string}
              */
             type: "file";
+        };
+        /**
+         * Function
+         * @description A function that the model may call.
+         */
+        Function: {
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /** Name */
+            name: string;
+            /**
+             * Parameters
+             * @default null
+             */
+            parameters?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Strict
+             * @description Arguments always keep to the schema here.
+             * @default null
+             */
+            strict?: boolean | null;
+        };
+        /**
+         * FunctionName
+         * @description The name of a function.
+         */
+        FunctionName: {
+            /** Name */
+            name: string;
+        };
+        /**
+         * FunctionOfCall
+         * @description The function of a call, and its arguments as JSON text.
+         */
+        FunctionOfCall: {
+            /** Arguments */
+            arguments: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * FunctionTool
+         * @description A tool that is a function.
+         */
+        FunctionTool: {
+            function: components["schemas"]["Function"];
+            /**
+             * Type
+             * @constant
+             */
+            type: "function";
+        };
+        /**
+         * FuseRequest
+         * @description How to write the tuned model out.
+         */
+        FuseRequest: {
+            /**
+             * Unpacked
+             * @description Write 16-bit weights; else packed as the base model's are.
+             * @default true
+             */
+            unpacked?: boolean;
+        };
+        /**
+         * Fused
+         * @description A model with its adapter worked in, as files.
+         */
+        Fused: {
+            /** Folder */
+            folder: string;
+            /**
+             * Format
+             * @default mlx
+             * @constant
+             */
+            format?: "mlx";
+            /** Size Bytes */
+            size_bytes: number;
         };
         /**
          * GroupChange
@@ -2089,6 +3439,75 @@ export interface components {
             title: string;
         };
         /**
+         * ImageAddress
+         * @description Where an image is.
+         */
+        ImageAddress: {
+            /**
+             * Detail
+             * @default null
+             */
+            detail?: ("auto" | "low" | "high") | null;
+            /** Url */
+            url: string;
+        };
+        /**
+         * ImagePart
+         * @description An image.
+         */
+        ImagePart: {
+            image_url: components["schemas"]["ImageAddress"];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "image_url";
+        };
+        /**
+         * ImportRequest
+         * @description A model folder or a GGUF file on the server's disk, and what to call it.
+         */
+        ImportRequest: {
+            /**
+             * Context Tokens
+             * @default null
+             */
+            context_tokens?: number | null;
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /**
+             * Id
+             * @description None: made of the path's name.
+             * @default null
+             */
+            id?: string | null;
+            /**
+             * Licence
+             * @description None: as its files say.
+             * @default null
+             */
+            licence?: string | null;
+            /**
+             * Path
+             * @description Within the server's root or `UaitApp.knowledge_roots`.
+             */
+            path: string;
+        };
+        /**
+         * Incomplete
+         * @description Why an answer is not complete.
+         */
+        Incomplete: {
+            /**
+             * Reason
+             * @constant
+             */
+            reason: "max_output_tokens";
+        };
+        /**
          * IngestDone
          * @description The last event: the count of each state.
          */
@@ -2171,6 +3590,143 @@ export interface components {
             type: "started";
         };
         /**
+         * InputCall
+         * @description A call that the model made.
+         */
+        InputCall: {
+            /** Arguments */
+            arguments: string;
+            /** Call Id */
+            call_id: string;
+            /**
+             * Id
+             * @default null
+             */
+            id?: string | null;
+            /** Name */
+            name: string;
+            /**
+             * Status
+             * @default null
+             */
+            status?: string | null;
+            /**
+             * Type
+             * @constant
+             */
+            type: "function_call";
+        };
+        /**
+         * InputDetails
+         * @description Of the tokens that were read.
+         */
+        InputDetails: {
+            /**
+             * Cached Tokens
+             * @default 0
+             */
+            cached_tokens?: number;
+        };
+        /**
+         * InputImage
+         * @description An image.
+         */
+        InputImage: {
+            /**
+             * Detail
+             * @default null
+             */
+            detail?: ("auto" | "low" | "high") | null;
+            /** Image Url */
+            image_url: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "input_image";
+        };
+        /**
+         * InputMessage
+         * @description A turn of the conversation.
+         */
+        InputMessage: {
+            /** Content */
+            content: string | (components["schemas"]["InputText"] | components["schemas"]["InputImage"])[];
+            /**
+             * Id
+             * @default null
+             */
+            id?: string | null;
+            /**
+             * Role
+             * @enum {string}
+             */
+            role: "system" | "developer" | "user" | "assistant";
+            /**
+             * Status
+             * @default null
+             */
+            status?: string | null;
+            /**
+             * Type
+             * @default message
+             * @constant
+             */
+            type?: "message";
+        };
+        /**
+         * InputResult
+         * @description What a call came to.
+         */
+        InputResult: {
+            /** Call Id */
+            call_id: string;
+            /**
+             * Id
+             * @default null
+             */
+            id?: string | null;
+            /** Output */
+            output: string;
+            /**
+             * Status
+             * @default null
+             */
+            status?: string | null;
+            /**
+             * Type
+             * @constant
+             */
+            type: "function_call_output";
+        };
+        /**
+         * InputText
+         * @description Text, of a person or of an earlier answer.
+         */
+        InputText: {
+            /**
+             * Annotations
+             * @default null
+             */
+            annotations?: {
+                [key: string]: unknown;
+            }[] | null;
+            /**
+             * Logprobs
+             * @default null
+             */
+            logprobs?: {
+                [key: string]: unknown;
+            }[] | null;
+            /** Text */
+            text: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "input_text" | "output_text" | "text";
+        };
+        /**
          * Invite
          * @description An invitation: whoever has the link becomes a user with this role.
          */
@@ -2180,6 +3736,35 @@ export interface components {
              * @default viewer
              */
             role?: string;
+        };
+        /**
+         * JsonObject
+         * @description The answer is some JSON object.
+         */
+        JsonObject: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "json_object";
+        };
+        /**
+         * JsonSchema
+         * @description The answer is JSON that a schema accepts.
+         */
+        JsonSchema: {
+            /**
+             * Json Schema
+             * @description JSON Schema, draft 2020-12.
+             */
+            json_schema: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "json_schema";
         };
         /**
          * JwkSet
@@ -2427,17 +4012,70 @@ export interface components {
             state: "logged-in" | "second-factor";
         };
         /**
+         * Logprobs
+         * @description The logprobs of an answer's tokens.
+         */
+        Logprobs: {
+            /** Content */
+            content: components["schemas"]["TokenInfo"][];
+        };
+        /**
          * Message
          * @description One turn of a conversation.
          */
         Message: {
-            /** Content */
-            content: string;
+            /**
+             * Content
+             * @default
+             */
+            content?: string;
+            /**
+             * Images
+             * @description `data:` URLs, for a model that sees.
+             */
+            images?: string[];
             /**
              * Role
              * @enum {string}
              */
-            role: "system" | "user" | "assistant";
+            role: "system" | "user" | "assistant" | "tool";
+            /**
+             * Tool Call Id
+             * @description Of a tool: the call that it answers.
+             * @default null
+             */
+            tool_call_id?: string | null;
+            /**
+             * Tool Calls
+             * @description Of an assistant.
+             */
+            tool_calls?: components["schemas"]["ToolCall"][];
+        };
+        /**
+         * ModelEntry
+         * @description A model; `kind` and `context_window` are additions to OpenAI's format.
+         */
+        ModelEntry: {
+            /** Context Window */
+            context_window: number;
+            /**
+             * Created
+             * @description Not known here.
+             * @default 0
+             */
+            created?: number;
+            /** Id */
+            id: string;
+            /** Kind */
+            kind: string;
+            /**
+             * Object
+             * @default model
+             * @constant
+             */
+            object?: "model";
+            /** Owned By */
+            owned_by: string;
         };
         /**
          * ModelInfo
@@ -2445,11 +4083,21 @@ export interface components {
          */
         ModelInfo: {
             /**
+             * Adapters
+             * @description LoRA adapters of it; `id+adapter` uses one.
+             */
+            adapters?: string[];
+            /**
              * Backend
              * @description The backend that runs it here; null where none can.
              * @default null
              */
             backend?: string | null;
+            /**
+             * Capabilities
+             * @description Of `chat`, `completion`, `tools`, `vision`, `embedding`, `rerank`.
+             */
+            capabilities?: string[];
             /** Context Tokens */
             context_tokens: number;
             /**
@@ -2460,6 +4108,12 @@ export interface components {
             default?: boolean;
             /** Description */
             description: string;
+            /**
+             * Digest
+             * @description SHA-256 over its files, where it is known.
+             * @default null
+             */
+            digest?: string | null;
             /**
              * Dimension
              * @description Of an embedding model: numbers in a vector.
@@ -2472,9 +4126,15 @@ export interface components {
              * Kind
              * @enum {string}
              */
-            kind: "chat" | "embedding";
+            kind: "chat" | "embedding" | "rerank";
             /** Licence */
             licence: string;
+            /**
+             * Loaded Bytes
+             * @description Memory that it holds now.
+             * @default 0
+             */
+            loaded_bytes?: number;
             /**
              * Memory Bytes
              * @description Memory that a loaded model takes.
@@ -2493,7 +4153,7 @@ export interface components {
             size_bytes: number;
             /**
              * Source
-             * @description Where it comes from: `package:NAME==VERSION` or `hub:REPOSITORY`.
+             * @description Where it comes from: `package:NAME==VERSION`, `hub:REPOSITORY`, `folder:PATH` or `file:PATH`.
              */
             source: string;
             /**
@@ -2501,14 +4161,79 @@ export interface components {
              * @enum {string}
              */
             state: "not-pulled" | "pulled" | "loading" | "loaded" | "failed";
+            /**
+             * Tokens Per Second
+             * @description Of one answer, lately.
+             * @default null
+             */
+            tokens_per_second?: number | null;
+            /**
+             * Under Way
+             * @description Requests that it serves now.
+             * @default 0
+             */
+            under_way?: number;
+            /**
+             * Waiting
+             * @description Requests in its queue.
+             * @default 0
+             */
+            waiting?: number;
         };
         /**
          * ModelList
-         * @description The catalogue as it stands on this machine.
+         * @description The catalogue as it stands on this machine, and the remote models of the routing file.
          */
         ModelList: {
             /** Models */
             models: components["schemas"]["ModelInfo"][];
+        };
+        /**
+         * ModelPage
+         * @description All models.
+         */
+        ModelPage: {
+            /** Data */
+            data: components["schemas"]["ModelEntry"][];
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+        };
+        /**
+         * NamedSchema
+         * @description A JSON schema with its name.
+         */
+        NamedSchema: {
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /**
+             * Name
+             * @default null
+             */
+            name?: string | null;
+            /** Schema */
+            schema: {
+                [key: string]: unknown;
+            };
+            /**
+             * Strict
+             * @default null
+             */
+            strict?: boolean | null;
+        };
+        /**
+         * NamedTool
+         * @description The one tool that the model must call.
+         */
+        NamedTool: {
+            /** Name */
+            name: string;
         };
         /**
          * NewApiKey
@@ -2581,6 +4306,24 @@ export interface components {
             name?: string;
         };
         /**
+         * ObjectFormat
+         * @description The answer is some JSON object; or one of a schema, as text-generation-inference has it.
+         */
+        ObjectFormat: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "json_object";
+            /**
+             * Value
+             * @default null
+             */
+            value?: {
+                [key: string]: unknown;
+            } | null;
+        };
+        /**
          * OneTimeLink
          * @description A link to hand to one person, shown this once.
          */
@@ -2589,6 +4332,89 @@ export interface components {
             expires_at: number;
             /** Url */
             url: string;
+        };
+        /**
+         * OutputCall
+         * @description A call that the model wants made.
+         */
+        OutputCall: {
+            /** Arguments */
+            arguments: string;
+            /** Call Id */
+            call_id: string;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "in_progress" | "completed";
+            /**
+             * Type
+             * @default function_call
+             * @constant
+             */
+            type?: "function_call";
+        };
+        /**
+         * OutputDetails
+         * @description Of the tokens that were written.
+         */
+        OutputDetails: {
+            /**
+             * Reasoning Tokens
+             * @default 0
+             */
+            reasoning_tokens?: number;
+        };
+        /**
+         * OutputMessage
+         * @description What the model says.
+         */
+        OutputMessage: {
+            /** Content */
+            content: components["schemas"]["OutputText"][];
+            /** Id */
+            id: string;
+            /**
+             * Role
+             * @default assistant
+             * @constant
+             */
+            role?: "assistant";
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "in_progress" | "completed" | "incomplete";
+            /**
+             * Type
+             * @default message
+             * @constant
+             */
+            type?: "message";
+        };
+        /**
+         * OutputText
+         * @description Text of an answer.
+         */
+        OutputText: {
+            /** Annotations */
+            annotations?: {
+                [key: string]: unknown;
+            }[];
+            /** Logprobs */
+            logprobs?: components["schemas"]["TokenInfo"][];
+            /** Text */
+            text: string;
+            /**
+             * Type
+             * @default output_text
+             * @constant
+             */
+            type?: "output_text";
         };
         /**
          * Passkey
@@ -2706,6 +4532,17 @@ export interface components {
             start: number;
         };
         /**
+         * PlainText
+         * @description The answer is free text.
+         */
+        PlainText: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "text";
+        };
+        /**
          * Problem
          * @description A problem document (RFC 9457).
          */
@@ -2755,6 +4592,17 @@ export interface components {
             display_name: string;
         };
         /**
+         * PromptDetails
+         * @description Of the prompt's tokens.
+         */
+        PromptDetails: {
+            /**
+             * Cached Tokens
+             * @default 0
+             */
+            cached_tokens?: number;
+        };
+        /**
          * Provider
          * @description A provider of identities with which people can log in.
          */
@@ -2763,6 +4611,80 @@ export interface components {
             id: string;
             /** Name */
             name: string;
+        };
+        /**
+         * PullProgress
+         * @description How far the download or import of one model is.
+         */
+        PullProgress: {
+            /**
+             * Done Bytes
+             * @default 0
+             */
+            done_bytes?: number;
+            /** Model */
+            model: string;
+            /**
+             * Stage
+             * @enum {string}
+             */
+            stage: "downloading" | "copying" | "verifying" | "done";
+            /**
+             * Total Bytes
+             * @default 0
+             */
+            total_bytes?: number;
+            /**
+             * Type
+             * @default progress
+             * @constant
+             */
+            type?: "progress";
+        };
+        /**
+         * Quantity
+         * @description How much of each: limits (none: no limit), or what is used.
+         */
+        Quantity: {
+            /**
+             * Calls
+             * @description Calls of models.
+             * @default null
+             */
+            calls?: number | null;
+            /**
+             * Seconds
+             * @description Of models at work.
+             * @default null
+             */
+            seconds?: number | null;
+            /**
+             * Tokens
+             * @description Of prompts and answers.
+             * @default null
+             */
+            tokens?: number | null;
+            /**
+             * Usd
+             * @default null
+             */
+            usd?: number | null;
+        };
+        /**
+         * Reasoning
+         * @description How a model reasons; none here does by itself.
+         */
+        Reasoning: {
+            /**
+             * Effort
+             * @default null
+             */
+            effort?: string | null;
+            /**
+             * Summary
+             * @default null
+             */
+            summary?: string | null;
         };
         /**
          * Reauthenticate
@@ -2781,6 +4703,98 @@ export interface components {
             password?: string | null;
         };
         /**
+         * Regex
+         * @description The answer as a whole matches a regular expression.
+         */
+        Regex: {
+            /** Pattern */
+            pattern: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "regex";
+        };
+        /**
+         * Removed
+         * @description What removing a model has freed.
+         */
+        Removed: {
+            /** Freed Bytes */
+            freed_bytes: number;
+        };
+        /**
+         * RerankDocument
+         * @description A text in the form of an object.
+         */
+        RerankDocument: {
+            /** Text */
+            text: string;
+        };
+        /**
+         * RerankRequest
+         * @description A query and texts, to be put in the order in which they answer it.
+         */
+        RerankRequest: {
+            /** Documents */
+            documents: (string | components["schemas"]["RerankDocument"])[];
+            /**
+             * Model
+             * @description Model id, or `auto` for the default.
+             * @default auto
+             */
+            model?: string;
+            /** Query */
+            query: string;
+            /**
+             * Return Documents
+             * @default null
+             */
+            return_documents?: boolean | null;
+            /**
+             * Top N
+             * @default null
+             */
+            top_n?: number | null;
+        };
+        /**
+         * RerankResponse
+         * @description Texts, the best first.
+         */
+        RerankResponse: {
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /**
+             * Note
+             * @description How it was ranked, where no reranker is here.
+             * @default null
+             */
+            note?: string | null;
+            /**
+             * Object
+             * @default list
+             * @constant
+             */
+            object?: "list";
+            /** Results */
+            results: components["schemas"]["RerankResult"][];
+            usage: components["schemas"]["CompletionUsage"];
+        };
+        /**
+         * RerankResult
+         * @description One text and how well it answers the query; higher is better.
+         */
+        RerankResult: {
+            /** @default null */
+            document?: components["schemas"]["RerankDocument"] | null;
+            /** Index */
+            index: number;
+            /** Relevance Score */
+            relevance_score: number;
+        };
+        /**
          * ResetPassword
          * @description A new password by a one-time link.
          */
@@ -2795,6 +4809,326 @@ export interface components {
              * Format: password
              */
             secret: string;
+        };
+        /**
+         * Response
+         * @description An answer, and what was asked.
+         */
+        Response: {
+            /** Created At */
+            created_at: number;
+            /**
+             * Error
+             * @default null
+             */
+            error?: null;
+            /** Id */
+            id: string;
+            /** @default null */
+            incomplete_details?: components["schemas"]["Incomplete"] | null;
+            /**
+             * Instructions
+             * @default null
+             */
+            instructions?: string | null;
+            /**
+             * Max Output Tokens
+             * @default null
+             */
+            max_output_tokens?: number | null;
+            /** Metadata */
+            metadata?: {
+                [key: string]: string;
+            };
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @default response
+             * @constant
+             */
+            object?: "response";
+            /** Output */
+            output?: (components["schemas"]["OutputMessage"] | components["schemas"]["OutputCall"])[];
+            /**
+             * Parallel Tool Calls
+             * @default true
+             */
+            parallel_tool_calls?: boolean;
+            /**
+             * Previous Response Id
+             * @default null
+             */
+            previous_response_id?: null;
+            /**
+             * Status
+             * @enum {string}
+             */
+            status: "in_progress" | "completed" | "incomplete";
+            /**
+             * Store
+             * @default false
+             * @constant
+             */
+            store?: false;
+            /**
+             * Temperature
+             * @default null
+             */
+            temperature?: number | null;
+            /** Text */
+            text?: {
+                [key: string]: unknown;
+            };
+            /**
+             * Tool Choice
+             * @default auto
+             */
+            tool_choice?: unknown;
+            /** Tools */
+            tools?: {
+                [key: string]: unknown;
+            }[];
+            /**
+             * Top P
+             * @default null
+             */
+            top_p?: number | null;
+            /**
+             * Truncation
+             * @default disabled
+             * @constant
+             */
+            truncation?: "disabled";
+            /** @default null */
+            usage?: components["schemas"]["ResponseUsage"] | null;
+        };
+        /**
+         * ResponseEvent
+         * @description One event of a stream; which fields it has depends on its type.
+         */
+        ResponseEvent: {
+            /**
+             * Arguments
+             * @default null
+             */
+            arguments?: string | null;
+            /**
+             * Content Index
+             * @default null
+             */
+            content_index?: number | null;
+            /**
+             * Delta
+             * @default null
+             */
+            delta?: string | null;
+            /**
+             * Item
+             * @default null
+             */
+            item?: components["schemas"]["OutputMessage"] | components["schemas"]["OutputCall"] | null;
+            /**
+             * Item Id
+             * @default null
+             */
+            item_id?: string | null;
+            /**
+             * Logprobs
+             * @default null
+             */
+            logprobs?: components["schemas"]["TokenInfo"][] | null;
+            /**
+             * Name
+             * @default null
+             */
+            name?: string | null;
+            /**
+             * Output Index
+             * @default null
+             */
+            output_index?: number | null;
+            /** @default null */
+            part?: components["schemas"]["OutputText"] | null;
+            /** @default null */
+            response?: components["schemas"]["Response"] | null;
+            /** Sequence Number */
+            sequence_number: number;
+            /**
+             * Text
+             * @default null
+             */
+            text?: string | null;
+            /** Type */
+            type: string;
+        };
+        /**
+         * ResponseRequest
+         * @description A request for one answer; nothing of it is stored.
+         */
+        ResponseRequest: {
+            /**
+             * Background
+             * @default null
+             */
+            background?: boolean | null;
+            /**
+             * Conversation
+             * @default null
+             */
+            conversation?: unknown;
+            /**
+             * Include
+             * @default null
+             */
+            include?: string[] | null;
+            /** Input */
+            input: string | (components["schemas"]["InputMessage"] | components["schemas"]["InputCall"] | components["schemas"]["InputResult"])[];
+            /**
+             * Instructions
+             * @default null
+             */
+            instructions?: string | null;
+            /**
+             * Max Output Tokens
+             * @default null
+             */
+            max_output_tokens?: number | null;
+            /**
+             * Metadata
+             * @default null
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /** Model */
+            model: string;
+            /**
+             * Parallel Tool Calls
+             * @default null
+             */
+            parallel_tool_calls?: boolean | null;
+            /**
+             * Previous Response Id
+             * @default null
+             */
+            previous_response_id?: string | null;
+            /**
+             * Prompt Cache Key
+             * @default null
+             */
+            prompt_cache_key?: string | null;
+            /**
+             * Prompt Cache Retention
+             * @default null
+             */
+            prompt_cache_retention?: string | null;
+            /** @default null */
+            reasoning?: components["schemas"]["Reasoning"] | null;
+            /**
+             * Safety Identifier
+             * @default null
+             */
+            safety_identifier?: string | null;
+            /**
+             * Service Tier
+             * @default null
+             */
+            service_tier?: string | null;
+            /**
+             * Store
+             * @default null
+             */
+            store?: boolean | null;
+            /**
+             * Stream
+             * @default null
+             */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /**
+             * Temperature
+             * @description Default: 0.
+             * @default null
+             */
+            temperature?: number | null;
+            /** @default null */
+            text?: components["schemas"]["TextSettings"] | null;
+            /**
+             * Tool Choice
+             * @default null
+             */
+            tool_choice?: ("auto" | "none" | "required") | components["schemas"]["ChosenTool"] | null;
+            /**
+             * Tools
+             * @default null
+             */
+            tools?: components["schemas"]["ResponseTool"][] | null;
+            /**
+             * Top Logprobs
+             * @default null
+             */
+            top_logprobs?: number | null;
+            /**
+             * Top P
+             * @default null
+             */
+            top_p?: number | null;
+            /**
+             * Truncation
+             * @default null
+             */
+            truncation?: string | null;
+            /**
+             * User
+             * @default null
+             */
+            user?: string | null;
+        };
+        /**
+         * ResponseTool
+         * @description A function that the model may call.
+         */
+        ResponseTool: {
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /** Name */
+            name: string;
+            /**
+             * Parameters
+             * @default null
+             */
+            parameters?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * Strict
+             * @default null
+             */
+            strict?: boolean | null;
+            /**
+             * Type
+             * @constant
+             */
+            type: "function";
+        };
+        /**
+         * ResponseUsage
+         * @description Tokens that an answer took.
+         */
+        ResponseUsage: {
+            /** Input Tokens */
+            input_tokens: number;
+            input_tokens_details: components["schemas"]["InputDetails"];
+            /** Output Tokens */
+            output_tokens: number;
+            output_tokens_details?: components["schemas"]["OutputDetails"];
+            /** Total Tokens */
+            total_tokens: number;
         };
         /**
          * RevealRequest
@@ -2837,6 +5171,110 @@ export interface components {
         RoleList: {
             /** Roles */
             roles: components["schemas"]["RoleInfo"][];
+        };
+        /**
+         * RoutedDone
+         * @description The last event of a routed completion.
+         */
+        RoutedDone: {
+            /** Backend */
+            backend: string;
+            decision: components["schemas"]["Decision"];
+            /**
+             * Finish Reason
+             * @enum {string}
+             */
+            finish_reason: "stop" | "length" | "tool_calls";
+            /**
+             * First Token Seconds
+             * @description From request to first token, queueing included.
+             */
+            first_token_seconds: number;
+            /** Model */
+            model: string;
+            /** Seconds */
+            seconds: number;
+            /** Text */
+            text: string;
+            /** Tool Calls */
+            tool_calls?: components["schemas"]["ToolCall"][];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "done";
+            usage: components["schemas"]["Usage"];
+        };
+        /**
+         * SchemaFormat
+         * @description The answer is JSON of a schema.
+         */
+        SchemaFormat: {
+            json_schema: components["schemas"]["NamedSchema"];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "json_schema";
+        };
+        /**
+         * SchemaText
+         * @description The answer is JSON of a schema.
+         */
+        SchemaText: {
+            /**
+             * Description
+             * @default null
+             */
+            description?: string | null;
+            /**
+             * Name
+             * @default null
+             */
+            name?: string | null;
+            /** Schema */
+            schema: {
+                [key: string]: unknown;
+            };
+            /**
+             * Strict
+             * @default null
+             */
+            strict?: boolean | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "json_schema";
+        };
+        /**
+         * Score
+         * @description How well held-out examples are answered, greedily.
+         */
+        Score: {
+            /**
+             * Answers
+             * @description The first few.
+             */
+            answers?: components["schemas"]["uait_server_ext__inference__tuning__models__Answer"][];
+            /**
+             * Exact
+             * @description Share of answers that are as expected, spaces aside.
+             */
+            exact: number;
+            /** Examples */
+            examples: number;
+            /**
+             * Fields
+             * @description Where JSON objects are expected: share of fields with the right value.
+             * @default null
+             */
+            fields?: number | null;
+            /**
+             * Similarity
+             * @description Mean F1 of the words.
+             */
+            similarity: number;
         };
         /**
          * SearchRequest
@@ -3029,10 +5467,235 @@ export interface components {
             username: string;
         };
         /**
+         * StreamOptions
+         * @description How a stream is sent.
+         */
+        StreamOptions: {
+            /**
+             * Include Obfuscation
+             * @default null
+             */
+            include_obfuscation?: boolean | null;
+            /**
+             * Include Usage
+             * @default null
+             */
+            include_usage?: boolean | null;
+        };
+        /**
+         * SystemMessage
+         * @description Instructions.
+         */
+        SystemMessage: {
+            /** Content */
+            content: string | components["schemas"]["TextPart"][];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            role: "developer" | "system";
+        };
+        /**
+         * TextChoice
+         * @description One of the answers, or what is new in it.
+         */
+        TextChoice: {
+            /**
+             * Finish Reason
+             * @default null
+             */
+            finish_reason?: ("stop" | "length") | null;
+            /** Index */
+            index: number;
+            /** @default null */
+            logprobs?: components["schemas"]["TextLogprobs"] | null;
+            /** Text */
+            text: string;
+        };
+        /**
+         * TextCompletion
+         * @description All answers to a request.
+         */
+        TextCompletion: {
+            /** Choices */
+            choices: components["schemas"]["TextChoice"][];
+            /** Created */
+            created: number;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @default text_completion
+             * @constant
+             */
+            object?: "text_completion";
+            usage: components["schemas"]["CompletionUsage"];
+        };
+        /**
+         * TextCompletionChunk
+         * @description One event of a stream.
+         */
+        TextCompletionChunk: {
+            /** Choices */
+            choices: components["schemas"]["TextChoice"][];
+            /** Created */
+            created: number;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /**
+             * Object
+             * @default text_completion
+             * @constant
+             */
+            object?: "text_completion";
+            /** @default null */
+            usage?: components["schemas"]["CompletionUsage"] | null;
+        };
+        /**
+         * TextCompletionRequest
+         * @description A request to go on with one text, or with each of several.
+         */
+        TextCompletionRequest: {
+            /**
+             * Best Of
+             * @default null
+             */
+            best_of?: number | null;
+            /**
+             * Echo
+             * @default null
+             */
+            echo?: boolean | null;
+            /**
+             * Frequency Penalty
+             * @default null
+             */
+            frequency_penalty?: number | null;
+            /**
+             * Logit Bias
+             * @default null
+             */
+            logit_bias?: {
+                [key: string]: number;
+            } | null;
+            /**
+             * Logprobs
+             * @default null
+             */
+            logprobs?: number | null;
+            /**
+             * Max Tokens
+             * @default null
+             */
+            max_tokens?: number | null;
+            /**
+             * Metadata
+             * @default null
+             */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /**
+             * Min P
+             * @default null
+             */
+            min_p?: number | null;
+            /** Model */
+            model: string;
+            /**
+             * N
+             * @default null
+             */
+            n?: number | null;
+            /**
+             * Presence Penalty
+             * @default null
+             */
+            presence_penalty?: number | null;
+            /**
+             * Prompt
+             * @description Text; token ids are not taken.
+             */
+            prompt: string | string[];
+            /**
+             * Prompt Cache Key
+             * @default null
+             */
+            prompt_cache_key?: string | null;
+            /**
+             * Prompt Cache Retention
+             * @default null
+             */
+            prompt_cache_retention?: string | null;
+            /**
+             * Safety Identifier
+             * @default null
+             */
+            safety_identifier?: string | null;
+            /**
+             * Seed
+             * @default null
+             */
+            seed?: number | null;
+            /**
+             * Service Tier
+             * @default null
+             */
+            service_tier?: string | null;
+            /**
+             * Stop
+             * @description Up to eight texts.
+             * @default null
+             */
+            stop?: string[] | string | null;
+            /**
+             * Stream
+             * @default null
+             */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            /**
+             * Suffix
+             * @default null
+             */
+            suffix?: string | null;
+            /**
+             * Temperature
+             * @description Default: 0.
+             * @default null
+             */
+            temperature?: number | null;
+            /**
+             * Top K
+             * @default null
+             */
+            top_k?: number | null;
+            /**
+             * Top P
+             * @default null
+             */
+            top_p?: number | null;
+            /**
+             * User
+             * @default null
+             */
+            user?: string | null;
+        };
+        /**
          * TextDelta
          * @description The next piece of the model's text.
          */
         TextDelta: {
+            /**
+             * Logprobs
+             * @default null
+             */
+            logprobs?: components["schemas"]["TokenLogprob"][] | null;
             /** Text */
             text: string;
             /**
@@ -3040,6 +5703,62 @@ export interface components {
              * @enum {string}
              */
             type: "delta";
+        };
+        /**
+         * TextFormat
+         * @description The answer is free text.
+         */
+        TextFormat: {
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "text";
+        };
+        /**
+         * TextLogprobs
+         * @description The logprobs of an answer's tokens, one list a column.
+         */
+        TextLogprobs: {
+            /** Text Offset */
+            text_offset: number[];
+            /** Token Logprobs */
+            token_logprobs: number[];
+            /** Tokens */
+            tokens: string[];
+            /** Top Logprobs */
+            top_logprobs: {
+                [key: string]: number;
+            }[];
+        };
+        /**
+         * TextPart
+         * @description Text.
+         */
+        TextPart: {
+            /** Text */
+            text: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "text";
+        };
+        /**
+         * TextSettings
+         * @description The form of the answer's text.
+         */
+        TextSettings: {
+            /**
+             * Format
+             * @default null
+             */
+            format?: (components["schemas"]["TextFormat"] | components["schemas"]["ObjectFormat"] | components["schemas"]["SchemaText"]) | null;
+            /**
+             * Verbosity
+             * @default null
+             */
+            verbosity?: string | null;
         };
         /**
          * TokenAnswer
@@ -3069,6 +5788,32 @@ export interface components {
              * @constant
              */
             token_type?: "Bearer";
+        };
+        /**
+         * TokenInfo
+         * @description A token that came.
+         */
+        TokenInfo: {
+            /** Bytes */
+            bytes: number[];
+            /** Logprob */
+            logprob: number;
+            /** Token */
+            token: string;
+            /** Top Logprobs */
+            top_logprobs?: components["schemas"]["TopToken"][];
+        };
+        /**
+         * TokenLogprob
+         * @description A token that came, with those that might have come instead.
+         */
+        TokenLogprob: {
+            /** Logprob */
+            logprob: number;
+            /** Token */
+            token: string;
+            /** Top */
+            top?: components["schemas"]["TopLogprob"][];
         };
         /**
          * TokenRequest
@@ -3103,6 +5848,119 @@ export interface components {
             token: string;
         };
         /**
+         * ToolAnswered
+         * @description What came of the call, made as you.
+         */
+        ToolAnswered: {
+            /** Content */
+            content: string;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+            /**
+             * Status
+             * @description As the operation would answer you over HTTP.
+             */
+            status: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "tool_answer";
+        };
+        /**
+         * ToolCall
+         * @description A call that the model wants made; `arguments` is the text of a JSON object.
+         */
+        ToolCall: {
+            /** Arguments */
+            arguments: string;
+            /** Id */
+            id: string;
+            /** Name */
+            name: string;
+        };
+        /**
+         * ToolCalled
+         * @description The model wants a call made.
+         */
+        ToolCalled: {
+            call: components["schemas"]["ToolCall"];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "tool_call";
+        };
+        /**
+         * ToolDefinition
+         * @description A tool that the model may call, with the JSON schema of its arguments.
+         */
+        ToolDefinition: {
+            /**
+             * Description
+             * @default
+             */
+            description?: string;
+            /** Name */
+            name: string;
+            /** Parameters */
+            parameters?: {
+                [key: string]: unknown;
+            };
+        };
+        /**
+         * ToolList
+         * @description The tools that you may let a model use.
+         */
+        ToolList: {
+            /** Tools */
+            tools: components["schemas"]["ToolDefinition"][];
+        };
+        /**
+         * ToolMessage
+         * @description What a call came to.
+         */
+        ToolMessage: {
+            /** Content */
+            content: string | components["schemas"]["TextPart"][];
+            /**
+             * Name
+             * @default null
+             */
+            name?: string | null;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            role: "tool";
+            /** Tool Call Id */
+            tool_call_id: string;
+        };
+        /**
+         * TopLogprob
+         * @description A token that might have come, and the natural logarithm of its probability.
+         */
+        TopLogprob: {
+            /** Logprob */
+            logprob: number;
+            /** Token */
+            token: string;
+        };
+        /**
+         * TopToken
+         * @description A token that might have come.
+         */
+        TopToken: {
+            /** Bytes */
+            bytes: number[];
+            /** Logprob */
+            logprob: number;
+            /** Token */
+            token: string;
+        };
+        /**
          * TotpDevice
          * @description An authenticator app that was confirmed.
          */
@@ -3132,10 +5990,449 @@ export interface components {
             uri: string;
         };
         /**
+         * TuneCheckpoint
+         * @description A checkpoint is on the disk: an interruption now loses nothing before it.
+         */
+        TuneCheckpoint: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /** Step */
+            step: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "checkpoint";
+        };
+        /**
+         * TuneJob
+         * @description A job and how it stands.
+         */
+        TuneJob: {
+            /**
+             * Adapter
+             * @description The model id with the adapter, once it is done.
+             * @default null
+             */
+            adapter?: string | null;
+            /** @default null */
+            after?: components["schemas"]["Score"] | null;
+            /** @default null */
+            before?: components["schemas"]["Score"] | null;
+            /**
+             * Best Loss
+             * @default null
+             */
+            best_loss?: number | null;
+            /**
+             * Best Step
+             * @default null
+             */
+            best_step?: number | null;
+            /** Created At */
+            created_at: number;
+            data: components["schemas"]["DataReport"];
+            /**
+             * Detail
+             * @description Why it failed, or waits.
+             */
+            detail: string;
+            /**
+             * Ended At
+             * @default null
+             */
+            ended_at?: number | null;
+            /** Id */
+            id: string;
+            /** Model */
+            model: string;
+            /** Name */
+            name: string;
+            /** Owner */
+            owner: string;
+            settings: components["schemas"]["TuneSettings"];
+            /**
+             * Started At
+             * @default null
+             */
+            started_at?: number | null;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "queued" | "running" | "completed" | "failed" | "cancelled";
+            /** Step */
+            step: number;
+            /** Steps */
+            steps: number;
+        };
+        /**
+         * TuneJobs
+         * @description Jobs, newest first.
+         */
+        TuneJobs: {
+            /** Jobs */
+            jobs: components["schemas"]["TuneJob"][];
+        };
+        /**
+         * TuneLoss
+         * @description The mean training loss since the last report.
+         */
+        TuneLoss: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /** Loss */
+            loss: number;
+            /** Memory Bytes */
+            memory_bytes: number;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /** Step */
+            step: number;
+            /** Tokens Per Second */
+            tokens_per_second: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "loss";
+        };
+        /**
+         * TuneNote
+         * @description Something that the person should know.
+         */
+        TuneNote: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /** Text */
+            text: string;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "note";
+        };
+        /**
+         * TuneRequest
+         * @description A job to start.
+         */
+        TuneRequest: {
+            /**
+             * Data
+             * @description A JSON Lines file, or a folder with `train.jsonl` and, where there are any, `valid.jsonl` and `heldout.jsonl` (or `test.jsonl`).
+             */
+            data: string;
+            /**
+             * Model
+             * @default auto
+             */
+            model?: string;
+            /**
+             * Name
+             * @description Of the adapter: the model is then `base+name`.
+             */
+            name: string;
+            settings?: components["schemas"]["TuneSettings"];
+            /**
+             * Valid Share
+             * @description Of the examples, where there is no `valid.jsonl`.
+             * @default 0.1
+             */
+            valid_share?: number;
+        };
+        /**
+         * TuneScore
+         * @description The score of the held-out part.
+         */
+        TuneScore: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            score: components["schemas"]["Score"];
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "score";
+            /**
+             * When
+             * @enum {string}
+             */
+            when: "before" | "after";
+        };
+        /**
+         * TuneSettings
+         * @description How to learn; the defaults suit a small model and a few hundred short examples.
+         */
+        TuneSettings: {
+            /**
+             * Answer Only
+             * @description Learn the last answer, not the prompt before it.
+             * @default true
+             */
+            answer_only?: boolean;
+            /**
+             * Answer Tokens
+             * @description Longest answer when scoring.
+             * @default 128
+             */
+            answer_tokens?: number;
+            /**
+             * Batch Size
+             * @description Examples in one step.
+             * @default 4
+             */
+            batch_size?: number;
+            /**
+             * Checkpoint Every
+             * @description Steps between two checkpoints.
+             * @default 20
+             */
+            checkpoint_every?: number;
+            /**
+             * Dropout
+             * @default 0
+             */
+            dropout?: number;
+            /**
+             * Evaluate Every
+             * @description Steps between two validation losses.
+             * @default 20
+             */
+            evaluate_every?: number;
+            /**
+             * Keep
+             * @description Which weights: of the lowest validation loss, or the last.
+             * @default best
+             * @enum {string}
+             */
+            keep?: "best" | "last";
+            /**
+             * Layers
+             * @description Of the last so many blocks; 0: of all.
+             * @default 0
+             */
+            layers?: number;
+            /**
+             * Learning Rate
+             * @description At its highest.
+             * @default 0.0002
+             */
+            learning_rate?: number;
+            /**
+             * Max Tokens
+             * @description Longest example; none: what the model's context holds, up to 2048.
+             * @default null
+             */
+            max_tokens?: number | null;
+            /**
+             * Method
+             * @description `qlora` leaves the base model's weights packed, which saves memory; `lora` unpacks them, which is much faster on a CPU; `auto`: `lora` on a CPU, else `qlora`.
+             * @default auto
+             * @enum {string}
+             */
+            method?: "auto" | "lora" | "qlora";
+            /**
+             * Patience
+             * @description Stop after so many validations without a lower loss; 0: never.
+             * @default 0
+             */
+            patience?: number;
+            /**
+             * Rank
+             * @default 8
+             */
+            rank?: number;
+            /**
+             * Recompute
+             * @description Compute activations twice to need less memory (gradient checkpointing).
+             * @default false
+             */
+            recompute?: boolean;
+            /**
+             * Report Every
+             * @description Steps between two training losses.
+             * @default 10
+             */
+            report_every?: number;
+            /**
+             * Scale
+             * @default 20
+             */
+            scale?: number;
+            /**
+             * Score Limit
+             * @description Held-out examples to score; 0: none.
+             * @default 100
+             */
+            score_limit?: number;
+            /**
+             * Seed
+             * @default 0
+             */
+            seed?: number;
+            /**
+             * Steps
+             * @default 100
+             */
+            steps?: number;
+            /**
+             * Warmup Steps
+             * @description Steps over which the rate rises to that.
+             * @default 5
+             */
+            warmup_steps?: number;
+        };
+        /**
+         * TuneStarted
+         * @description Learning begins, or goes on after an interruption.
+         */
+        TuneStarted: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /**
+             * Longest
+             * @description Tokens of the longest example.
+             */
+            longest: number;
+            /**
+             * Method
+             * @enum {string}
+             */
+            method: "lora" | "qlora";
+            /** Parameters */
+            parameters: number;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /**
+             * Step
+             * @description Steps that are done already.
+             */
+            step: number;
+            /** Steps */
+            steps: number;
+            /** Trained Parameters */
+            trained_parameters: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "started";
+        };
+        /**
+         * TuneStateChange
+         * @description The job has another state.
+         */
+        TuneStateChange: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /**
+             * Detail
+             * @default
+             */
+            detail?: string;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /**
+             * State
+             * @enum {string}
+             */
+            state: "queued" | "running" | "completed" | "failed" | "cancelled";
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "state";
+        };
+        /**
+         * TuneValidation
+         * @description The loss on the validation part.
+         */
+        TuneValidation: {
+            /**
+             * At
+             * @description Seconds since the epoch.
+             * @default 0
+             */
+            at?: number;
+            /**
+             * Best
+             * @description Whether it is the lowest so far.
+             */
+            best: boolean;
+            /** Loss */
+            loss: number;
+            /**
+             * Sequence
+             * @default 0
+             */
+            sequence?: number;
+            /** Step */
+            step: number;
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            type: "validation";
+        };
+        /**
          * Usage
          * @description Tokens counted by the model's own tokenizer.
          */
         Usage: {
+            /**
+             * Cached Tokens
+             * @description Of the prompt: not read again, as they were kept.
+             * @default 0
+             */
+            cached_tokens?: number;
             /**
              * Completion Tokens
              * @default 0
@@ -3206,6 +6503,19 @@ export interface components {
             users: components["schemas"]["UserInfo"][];
         };
         /**
+         * UserMessage
+         * @description What a person says.
+         */
+        UserMessage: {
+            /** Content */
+            content: string | (components["schemas"]["TextPart"] | components["schemas"]["ImagePart"])[];
+            /**
+             * @description discriminator enum property added by openapi-typescript
+             * @enum {string}
+             */
+            role: "user";
+        };
+        /**
          * VersionInfo
          * @description One version of a secret, without its value.
          */
@@ -3226,6 +6536,70 @@ export interface components {
             /** Version */
             version: number;
         };
+        /**
+         * Answer
+         * @description One scored answer.
+         */
+        uait_server_ext__inference__tuning__models__Answer: {
+            /** Expected */
+            expected: string;
+            /** Got */
+            got: string;
+            /** Prompt */
+            prompt: string;
+        };
+        /**
+         * Answer
+         * @description An answer with its evidence.
+         */
+        uait_server_ext__knowledge__models__Answer: {
+            /**
+             * Backend
+             * @default null
+             */
+            backend?: string | null;
+            /** Citations */
+            citations: components["schemas"]["Citation"][];
+            /** Collection */
+            collection: string;
+            /**
+             * Declined
+             * @description True when the documents hold nothing relevant.
+             */
+            declined: boolean;
+            /**
+             * Extract
+             * @description Best supporting sentence, word for word.
+             * @default null
+             */
+            extract?: string | null;
+            /**
+             * First Token Seconds
+             * @default null
+             */
+            first_token_seconds?: number | null;
+            /**
+             * Model
+             * @default null
+             */
+            model?: string | null;
+            /**
+             * Phrasing
+             * @description The model's own words, not checked.
+             * @default null
+             */
+            phrasing?: string | null;
+            /** Question */
+            question: string;
+            /** Seconds */
+            seconds: number;
+            /**
+             * Text
+             * @description What to show: the supporting sentence, then the model's phrasing.
+             */
+            text: string;
+            usage: components["schemas"]["Usage"];
+        };
     };
     responses: never;
     parameters: never;
@@ -3235,6 +6609,268 @@ export interface components {
 }
 export type $defs = Record<string, never>;
 export interface operations {
+    openai_chat_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatCompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Answer a conversation in OpenAI's format; with `stream`, as it is written. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatCompletionChunk"] | components["schemas"]["ChatCompletion"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TextCompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Go on with a text in OpenAI's format; with `stream`, as it is written. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TextCompletionChunk"] | components["schemas"]["TextCompletion"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_embeddings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmbeddingRequest"];
+            };
+        };
+        responses: {
+            /** @description Return the vectors of texts, L2-normalised, in OpenAI's format. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingList"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the models in OpenAI's format. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelPage"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Return one model in OpenAI's format. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelEntry"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_rerank: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RerankRequest"];
+            };
+        };
+        responses: {
+            /** @description Put texts in the order in which they answer a query. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RerankResponse"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    openai_response: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ResponseRequest"];
+            };
+        };
+        responses: {
+            /** @description Answer in the format of OpenAI's Responses; with `stream`, as it is written. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ResponseEvent"] | components["schemas"]["Response"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ErrorBody"];
+                };
+            };
+        };
+    };
+    assist: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AssistRequest"];
+            };
+        };
+        responses: {
+            /** @description Stream a completion whose model may use UAIT's operations, each call made as you. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TextDelta"] | components["schemas"]["Failover"] | components["schemas"]["ToolCalled"] | components["schemas"]["ToolAnswered"] | components["schemas"]["RoutedDone"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     query_audit: {
         parameters: {
             query?: {
@@ -3262,7 +6898,7 @@ export interface operations {
                     "application/json": components["schemas"]["AuditPage"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3294,7 +6930,7 @@ export interface operations {
                     "application/jsonl": string;
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3323,7 +6959,98 @@ export interface operations {
                     "application/json": components["schemas"]["AuditReport"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_budgets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the budgets that your calls go against; all budgets for who may set them. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetList"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    set_budget: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BudgetContent"];
+            };
+        };
+        responses: {
+            /** @description Set a budget, or change the limits of the one of the same kind, subject and period. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BudgetInfo"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_budget: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                budget: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3353,11 +7080,11 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/json": components["schemas"]["TextDelta"] | components["schemas"]["ChatDone"];
+                    "application/json": components["schemas"]["TextDelta"] | components["schemas"]["Failover"] | components["schemas"]["RoutedDone"];
                     "text/event-stream": unknown;
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3386,7 +7113,7 @@ export interface operations {
                     "application/json": components["schemas"]["CollectionList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3417,7 +7144,7 @@ export interface operations {
                     "application/json": components["schemas"]["CollectionStatus"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3446,7 +7173,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3482,7 +7209,7 @@ export interface operations {
                     "text/event-stream": unknown;
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3516,7 +7243,7 @@ export interface operations {
                     "application/json": components["schemas"]["DocumentList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3552,7 +7279,7 @@ export interface operations {
                     "text/event-stream": unknown;
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3587,7 +7314,7 @@ export interface operations {
                     "application/json": components["schemas"]["SearchResponse"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3620,7 +7347,7 @@ export interface operations {
                     "application/json": components["schemas"]["DeviceAnswer"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3649,7 +7376,7 @@ export interface operations {
                     "application/json": components["schemas"]["GroupList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3680,7 +7407,7 @@ export interface operations {
                     "application/json": components["schemas"]["GroupInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3715,7 +7442,7 @@ export interface operations {
                     "application/json": components["schemas"]["GroupInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3744,7 +7471,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3773,7 +7500,7 @@ export interface operations {
                     "application/json": components["schemas"]["Health"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3802,7 +7529,7 @@ export interface operations {
                     "application/json": components["schemas"]["Live"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3835,7 +7562,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3864,7 +7591,7 @@ export interface operations {
                     "application/json": components["schemas"]["JwkSet"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3897,7 +7624,7 @@ export interface operations {
                     "application/json": components["schemas"]["KernelAccess"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3930,7 +7657,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3959,7 +7686,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginMethods"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -3990,7 +7717,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4024,7 +7751,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4057,7 +7784,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4088,7 +7815,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4121,7 +7848,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4154,7 +7881,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4181,7 +7908,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4210,7 +7937,7 @@ export interface operations {
                     "application/json": components["schemas"]["Profile"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4243,7 +7970,7 @@ export interface operations {
                     "application/json": components["schemas"]["Profile"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4272,7 +7999,7 @@ export interface operations {
                     "application/json": components["schemas"]["AccountList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4301,7 +8028,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4332,7 +8059,7 @@ export interface operations {
                     "application/json": components["schemas"]["LinkStart"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4361,7 +8088,7 @@ export interface operations {
                     "application/json": components["schemas"]["ClientList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4392,7 +8119,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4425,7 +8152,7 @@ export interface operations {
                     "application/json": components["schemas"]["DeviceRequest"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4454,7 +8181,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4483,7 +8210,7 @@ export interface operations {
                     "application/json": components["schemas"]["FactorOverview"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4516,7 +8243,7 @@ export interface operations {
                     "application/json": components["schemas"]["PasskeyAnswer"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4547,7 +8274,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4576,7 +8303,7 @@ export interface operations {
                     "application/json": components["schemas"]["CodesAnswer"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4609,7 +8336,7 @@ export interface operations {
                     "application/json": components["schemas"]["TotpSetup"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4644,7 +8371,7 @@ export interface operations {
                     "application/json": components["schemas"]["CodesAnswer"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4673,7 +8400,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4702,7 +8429,7 @@ export interface operations {
                     "application/json": components["schemas"]["KeyList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4735,7 +8462,7 @@ export interface operations {
                     "application/json": components["schemas"]["NewApiKey"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4764,7 +8491,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4795,7 +8522,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4826,7 +8553,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4855,7 +8582,7 @@ export interface operations {
                     "application/json": components["schemas"]["SessionList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4884,7 +8611,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4904,7 +8631,7 @@ export interface operations {
         };
         requestBody?: never;
         responses: {
-            /** @description List the models of the catalogue with their state on this machine. */
+            /** @description List the models of this machine with their state, and those of remote providers. */
             200: {
                 headers: {
                     [name: string]: unknown;
@@ -4913,7 +8640,162 @@ export interface operations {
                     "application/json": components["schemas"]["ModelList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    import_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ImportRequest"];
+            };
+        };
+        responses: {
+            /** @description Copy a model folder (safetensors) or a GGUF file of the server into its catalogue. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PullProgress"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    remove_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Delete the files of a model or adapter; refused while the model is loaded. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Removed"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    load_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    pull_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Fetch a model's files and verify them. Disconnecting breaks it off. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PullProgress"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    unload_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4944,7 +8826,7 @@ export interface operations {
                     };
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -4977,7 +8859,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5006,7 +8888,7 @@ export interface operations {
                     "application/json": components["schemas"]["RoleList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5039,7 +8921,7 @@ export interface operations {
                     "application/json": components["schemas"]["LoginState"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5072,7 +8954,7 @@ export interface operations {
                     "application/json": components["schemas"]["TokenAnswer"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5103,7 +8985,322 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_tools: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List the operations that a model may be given as tools. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ToolList"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    check_examples: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TuneRequest"];
+            };
+        };
+        responses: {
+            /** @description Read the examples of a job and report on them; nothing is started. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DataReport"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    list_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description List your jobs, newest first. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneJobs"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    start_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["TuneRequest"];
+            };
+        };
+        responses: {
+            /** @description Queue a job that teaches a model from examples in files of the server. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneJob"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    get_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Describe a job: how far it is, its losses, its scores before and after. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneJob"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    delete_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    cancel_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description End a job within two seconds; it can be resumed from its last checkpoint. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneJob"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    follow_tuning: {
+        parameters: {
+            query?: {
+                after?: number;
+            };
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Stream what a job does, from its start or behind a sequence, until it has ended. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneStarted"] | components["schemas"]["TuneNote"] | components["schemas"]["TuneLoss"] | components["schemas"]["TuneValidation"] | components["schemas"]["TuneCheckpoint"] | components["schemas"]["TuneScore"] | components["schemas"]["TuneStateChange"];
+                    "text/event-stream": unknown;
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    fuse_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: {
+            content: {
+                "application/json": components["schemas"]["FuseRequest"];
+            };
+        };
+        responses: {
+            /** @description Write the base model with the adapter worked in, as files that MLX and others load. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Fused"];
+                };
+            };
+            /** @description What happened and what to do. */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    resume_tuning: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Let a failed or cancelled job go on from its last checkpoint. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["TuneJob"];
+                };
+            };
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5135,7 +9332,7 @@ export interface operations {
                     "application/json": components["schemas"]["UserList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5168,7 +9365,7 @@ export interface operations {
                     "application/json": components["schemas"]["OneTimeLink"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5199,7 +9396,7 @@ export interface operations {
                     "application/json": components["schemas"]["UserInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5228,7 +9425,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5263,7 +9460,7 @@ export interface operations {
                     "application/json": components["schemas"]["UserInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5292,7 +9489,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5323,7 +9520,7 @@ export interface operations {
                     "application/json": components["schemas"]["OneTimeLink"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5352,7 +9549,7 @@ export interface operations {
                     "application/json": components["schemas"]["LeaseList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5385,7 +9582,7 @@ export interface operations {
                     "application/json": components["schemas"]["Lease"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5414,7 +9611,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5443,7 +9640,7 @@ export interface operations {
                     "application/json": components["schemas"]["SecretList"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5476,7 +9673,7 @@ export interface operations {
                     "application/json": components["schemas"]["SecretInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5507,7 +9704,7 @@ export interface operations {
                     "application/json": components["schemas"]["SecretDetail"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5542,7 +9739,7 @@ export interface operations {
                     "application/json": components["schemas"]["SecretInfo"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5571,7 +9768,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5606,7 +9803,7 @@ export interface operations {
                     "application/json": components["schemas"]["Revealed"];
                 };
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
@@ -5636,7 +9833,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description A problem document that says what happened and what to do. */
+            /** @description What happened and what to do. */
             default: {
                 headers: {
                     [name: string]: unknown;
