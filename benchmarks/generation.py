@@ -352,15 +352,15 @@ def judge(figures: dict[str, Figures], streams: list[int], *, check: bool) -> in
         """Return the median of the rounds' ratios to the best peer of each round."""
         rounds = zip(*(figures[name].rate[number] for name in peers), strict=True)
         mine = figures[ours].rate[number]
-        return median(x / max(best) for x, best in zip(mine, rounds, strict=True))
+        return float(median(x / max(best) for x, best in zip(mine, rounds, strict=True)))
 
     uait = [name for name in figures if name.startswith("UAIT")]
     peers = [name for name in figures if name not in uait]
     default = uait[0] if not machine.has_accelerator() else uait[-1]
     for name in uait:
         for number in streams:
-            said = ", ".join(f"{ratio(number, name, [peer]):.2f} of {peer}" for peer in peers)
-            print(f"{name}, {number} streams: {said}")
+            beside = ", ".join(f"{ratio(number, name, [peer]):.2f} of {peer}" for peer in peers)
+            print(f"{name}, {number} streams: {beside}")
     missed = []
     said = []
     if 1 in streams:

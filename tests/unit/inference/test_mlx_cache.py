@@ -26,7 +26,7 @@ def caches(tokens: list[int]) -> list[Any]:
     cache = KVCache()
     rows = mx.array(tokens, mx.float32).reshape(1, 1, -1, 1)
     cache.update_and_fetch(rows, -rows)
-    cache.keys, cache.values = cache.keys_and_values()  # type: ignore[no-untyped-call]
+    cache.keys, cache.values = cache.keys_and_values()
     return [cache]
 
 
