@@ -2,11 +2,13 @@
 
 Exact for what a grammar forces. Where it leaves a choice: greedy, closing signs first; and where
 that does not end, breadth first over one token for each character. Of states that let the same
-tokens pass one is looked at; where that finds nothing, one at each distance from the start.
+tokens pass one is looked at; where that finds nothing, one at each distance from the start. What
+takes longer than `MAX_SECONDS` is given up: the answer then ends where its tokens do.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,9 +25,10 @@ FREE_TEXT = 1000  # so many tokens may come only where text is free
 QUOTE = 300
 WORDY = 400  # rank from which a token closes nothing
 MAX_WANDERING = 64
-MAX_TOKENS = 1500
+MAX_TOKENS = 1000
 MAX_STATES = 100
 MAX_TRIALS = 300
+MAX_SECONDS = 0.2  # of this thread's own time: other answers wait meanwhile
 NUMBER_TOKENS = 64  # that may go on with a number; with a text, many more
 NEVER = np.iinfo(np.int32).max
 
@@ -132,9 +135,11 @@ class Closing:
         self._size = size
         self._structured = structured
         self._known: list[int] | None = None
+        self._until = 0.0
 
     def find(self, matcher: LLMatcher) -> list[int] | None:
         """Return tokens that lead to a valid end, few of them; None where none were found."""
+        self._until = time.thread_time() + MAX_SECONDS
         known = self._known or []
         # What came last has often changed no more than the beginning of the way.
         kept = (known[at:] for at in range(len(known) + 1) if _holds(matcher, known[at:]))
@@ -172,7 +177,7 @@ class Closing:
                 wandering = matcher.deep_copy(), len(way)
                 continue
             way += steps
-            if len(way) > MAX_TOKENS or not matcher.consume_tokens(steps):
+            if len(way) > MAX_TOKENS or self._is_late() or not matcher.consume_tokens(steps):
                 return None
         return way
 
@@ -214,6 +219,8 @@ class Closing:
             state, way = waiting.popleft()
             for step in self._steps(state, letters):
                 trials += 1
+                if self._is_late():
+                    return None
                 after = state.deep_copy()
                 if not after.consume_tokens(step):
                     continue
@@ -229,6 +236,9 @@ class Closing:
                     seen.add(known)
                     waiting.append((after, longer))
         return None
+
+    def _is_late(self) -> bool:
+        return time.thread_time() > self._until
 
     def _is_end_of_value(self, mask: Mask) -> bool:
         if mask[self._ranks.quotes].any():

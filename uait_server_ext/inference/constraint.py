@@ -109,7 +109,7 @@ def grammar_of(request: ChatRequest, style: ToolStyle = HERMES) -> Grammar | Non
                 "tool_choice", f"this model's calls ({style.name}) cannot be forced. Use `auto`."
             )
         return answer
-    branch = max(growth(schema) for schema in arguments.values()) + ENVELOPE_TOKENS
+    branch = max(map(growth, arguments.values())) + ENVELOPE_TOKENS
     grammar = Grammar(lark, style.markers, not forced and answer is None, branch=branch)
     _check(grammar.text({}), "tools")
     return grammar
@@ -223,7 +223,7 @@ class Constraint:
         self._matcher = LLMatcher(
             vocabulary.tokenizer, grammar.text(vocabulary.special), log_level=0
         )
-        self._check()
+        self._try()
         self._left = budget
         self._free = grammar.free
         self._branch = grammar.branch
@@ -284,6 +284,7 @@ class Constraint:
             UaitError: it is not.
         """
         if not self._matcher.validate_tokens([token]) or not self._matcher.consume_token(token):
+            self._check()
             raise UaitError(
                 f"Token {token} does not fit the form that the answer must have. Report this with "
                 "the schema that was sent."
@@ -303,8 +304,16 @@ class Constraint:
         assert self._left is not None
         return self._away is None or self._left - self._away < room
 
-    def _check(self) -> None:
-        if self._matcher.is_error():
+    def _try(self) -> None:
+        """Take one step aside: what is too large to be followed shows at the first."""
+        probe = self._matcher.deep_copy()
+        allowed = np.flatnonzero(mask_of(probe, self._vocabulary.size))
+        if len(allowed) and not probe.is_stopped():
+            probe.consume_token(int(allowed[-1]))
+        self._check(probe)
+
+    def _check(self, matcher: LLMatcher | None = None) -> None:
+        if (matcher or self._matcher).is_error():
             raise InvalidInput(
                 "The form that the answer must have is too large to be followed. Simplify it: "
                 "fewer alternatives, shorter repetitions."

@@ -71,7 +71,10 @@ def nodes(schema: Any) -> Iterator[Schema]:
 def growth(schema: Schema) -> int:
     """Estimate how many tokens beginning one more item, field or branch commits an answer to."""
     shortest = _Shortest(schema)
-    return max(shortest.of(node) for node in nodes(schema)) + ENVELOPE
+    try:
+        return max(shortest.of(node) for node in nodes(schema)) + ENVELOPE
+    except RecursionError:  # a chain of references: no shorter than this
+        return MOST
 
 
 class _Shortest:

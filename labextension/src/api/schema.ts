@@ -1878,6 +1878,58 @@ export interface components {
             accounts: components["schemas"]["LinkedAccount"][];
         };
         /**
+         * Answer
+         * @description An answer with its evidence.
+         */
+        Answer: {
+            /**
+             * Backend
+             * @default null
+             */
+            backend?: string | null;
+            /** Citations */
+            citations: components["schemas"]["Citation"][];
+            /** Collection */
+            collection: string;
+            /**
+             * Declined
+             * @description True when the documents hold nothing relevant.
+             */
+            declined: boolean;
+            /**
+             * Extract
+             * @description Best supporting sentence, word for word.
+             * @default null
+             */
+            extract?: string | null;
+            /**
+             * First Token Seconds
+             * @default null
+             */
+            first_token_seconds?: number | null;
+            /**
+             * Model
+             * @default null
+             */
+            model?: string | null;
+            /**
+             * Phrasing
+             * @description The model's own words, not checked.
+             * @default null
+             */
+            phrasing?: string | null;
+            /** Question */
+            question: string;
+            /** Seconds */
+            seconds: number;
+            /**
+             * Text
+             * @description What to show: the supporting sentence, then the model's phrasing.
+             */
+            text: string;
+            usage: components["schemas"]["Usage"];
+        };
+        /**
          * AnswerDelta
          * @description The next piece of the model's phrasing.
          */
@@ -1895,7 +1947,7 @@ export interface components {
          * @description The last event: the whole answer.
          */
         AnswerDone: {
-            answer: components["schemas"]["uait_server_ext__knowledge__models__Answer"];
+            answer: components["schemas"]["Answer"];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -5256,7 +5308,7 @@ export interface components {
              * Answers
              * @description The first few.
              */
-            answers?: components["schemas"]["uait_server_ext__inference__tuning__models__Answer"][];
+            answers?: components["schemas"]["ScoredAnswer"][];
             /**
              * Exact
              * @description Share of answers that are as expected, spaces aside.
@@ -5275,6 +5327,18 @@ export interface components {
              * @description Mean F1 of the words.
              */
             similarity: number;
+        };
+        /**
+         * ScoredAnswer
+         * @description One scored answer.
+         */
+        ScoredAnswer: {
+            /** Expected */
+            expected: string;
+            /** Got */
+            got: string;
+            /** Prompt */
+            prompt: string;
         };
         /**
          * SearchRequest
@@ -6535,70 +6599,6 @@ export interface components {
             destroyed_at?: number | null;
             /** Version */
             version: number;
-        };
-        /**
-         * Answer
-         * @description One scored answer.
-         */
-        uait_server_ext__inference__tuning__models__Answer: {
-            /** Expected */
-            expected: string;
-            /** Got */
-            got: string;
-            /** Prompt */
-            prompt: string;
-        };
-        /**
-         * Answer
-         * @description An answer with its evidence.
-         */
-        uait_server_ext__knowledge__models__Answer: {
-            /**
-             * Backend
-             * @default null
-             */
-            backend?: string | null;
-            /** Citations */
-            citations: components["schemas"]["Citation"][];
-            /** Collection */
-            collection: string;
-            /**
-             * Declined
-             * @description True when the documents hold nothing relevant.
-             */
-            declined: boolean;
-            /**
-             * Extract
-             * @description Best supporting sentence, word for word.
-             * @default null
-             */
-            extract?: string | null;
-            /**
-             * First Token Seconds
-             * @default null
-             */
-            first_token_seconds?: number | null;
-            /**
-             * Model
-             * @default null
-             */
-            model?: string | null;
-            /**
-             * Phrasing
-             * @description The model's own words, not checked.
-             * @default null
-             */
-            phrasing?: string | null;
-            /** Question */
-            question: string;
-            /** Seconds */
-            seconds: number;
-            /**
-             * Text
-             * @description What to show: the supporting sentence, then the model's phrasing.
-             */
-            text: string;
-            usage: components["schemas"]["Usage"];
         };
     };
     responses: never;

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,44 @@ def test_a_schema_that_multiplies_itself_is_measured_at_once() -> None:
     links = {f"a{at}": {"allOf": [{"$ref": f"#/$defs/a{at + 1}"}] * 2} for at in range(60)}
     schema = {"$ref": "#/$defs/a0", "$defs": {**links, "a60": {"type": "integer"}}}
     assert growth(schema) > 0
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "regex", "pattern": "(a{1000}){1000}"},
+        {
+            "type": "json_schema",
+            "json_schema": {
+                "type": "object",
+                "properties": {f"p{at}": {"type": "string"} for at in range(3000)},
+            },
+        },
+    ],
+    ids=["pattern", "schema"],
+)
+def test_what_is_too_large_to_be_followed_is_refused_before_anything_is_made(
+    form: dict[str, Any], vocabulary: Vocabulary
+) -> None:
+    with pytest.raises(InvalidInput, match="too large"):
+        Constraint(grammar(response_format=form), vocabulary, budget=60)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "string", "minLength": 100_000},
+        {"type": "string", "pattern": "^(.*a.{20}b)$"},
+        {"type": "array", "minItems": 100_000, "items": {"type": "integer"}},
+    ],
+    ids=["text", "pattern", "list"],
+)
+def test_an_end_that_is_too_far_is_given_up_soon(
+    schema: dict[str, Any], vocabulary: Vocabulary
+) -> None:
+    constraint = Constraint(schema_grammar(schema), vocabulary, budget=60)
+    began = time.thread_time()
+    for _ in range(20):
+        constraint.advance(int(np.flatnonzero(constraint.mask())[0]))
+    assert time.thread_time() - began < 5
+    assert not constraint.complete

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORM = "llamacpp-1"  # raise the number when the conversion changes
 STREAMS = 8
 POOL_TOKENS = 16_384  # that all streams together may take, where one context is smaller
-PROMPT_CHUNK = 64  # tokens between two chances to cancel while the prompt is read
+PROMPT_CHUNK = 128  # tokens of prompts between two steps of the other streams: see benchmarks
 QUIET = -1
 
 

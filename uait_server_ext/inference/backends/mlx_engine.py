@@ -41,7 +41,7 @@ from .prompt_files import PromptFiles
 if TYPE_CHECKING:
     from uait_server_ext.inference.constraint import Constraint
 
-SLICES = 3  # pieces of a prompt that are read for each token of the others
+SLICES = 6  # pieces of a prompt that are read for each token of the others
 FILE_TOKENS = 1024  # shorter prompts are not worth a file
 
 
@@ -295,6 +295,8 @@ def _may_speculate(stream: Stream) -> bool:
     return stream.steering is None and not _exact(stream.request)
 
 
-def _end(stream: Stream, reason: FinishReason) -> Ended:
+def _end(stream: Stream, reason: FinishReason) -> Ended | Failed:
+    if stream.steering is not None and stream.steering.failure is not None:
+        return Failed(stream.number, stream.steering.failure)
     outcome = Outcome(reason, len(stream.prompt), len(stream.made), stream.cached)
     return Ended(stream.number, outcome)

@@ -16,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
+from uait_server_ext.errors import UaitError
 from uait_server_ext.inference.models import TokenLogprob, TopLogprob
 
 from .base import Generation
@@ -66,6 +67,7 @@ class Steering:
         self._raw: deque[mx.array] = deque()
         self._counts: Counter[int] = Counter()
         self._begun = False
+        self.failure: UaitError | None = None  # why the form can be held to no longer
 
     def __call__(self, tokens: Any, logits: mx.array) -> mx.array:
         """Return the logits (1, n) to choose from."""
@@ -93,12 +95,16 @@ class Steering:
             return False
         if self._counts.total() <= made:
             self._accept(token)
-        return self._constraint.complete
+        return self._constraint.complete and self.failure is None
 
     def _accept(self, token: int) -> None:
         self._counts[token] += 1
-        if self._constraint is not None and token not in self._ends:
+        if self._constraint is None or self.failure is not None or token in self._ends:
+            return
+        try:
             self._constraint.advance(token)
+        except UaitError as error:  # of this stream only; the others go on
+            self.failure = error
 
     def _punished(self, logits: mx.array) -> mx.array:
         tokens = mx.array(list(self._counts))
@@ -107,11 +113,14 @@ class Steering:
 
     def _allowed(self, constraint: Constraint, logits: mx.array) -> mx.array:
         mask = np.zeros(logits.shape[-1], np.bool_)
-        if constraint.finished:
+        try:
+            if self.failure is None and not constraint.finished:
+                allowed = constraint.mask()[: len(mask)]  # a model may have more rows than tokens
+                mask[: len(allowed)] = allowed
+        except UaitError as error:
+            self.failure = error
+        if not mask.any():
             mask[list(self._ends)] = True
-        else:
-            allowed = constraint.mask()[: len(mask)]  # a model may have more rows than tokens
-            mask[: len(allowed)] = allowed
         return mx.where(mx.array(mask)[None], logits, -mx.inf)
 
 

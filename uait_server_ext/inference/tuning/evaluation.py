@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .models import Answer, Score
+from .models import ScoredAnswer, Score
 
 SHOWN = 3
 WORD = re.compile(r"\w+")
@@ -36,7 +36,7 @@ def score_of(prompts: Sequence[str], expected: Sequence[str], got: Sequence[str]
         fields=fields,
         similarity=sum(_similarity(want, text) for want, text in pairs) / len(pairs),
         answers=[
-            Answer(prompt=prompt, expected=want, got=text)
+            ScoredAnswer(prompt=prompt, expected=want, got=text)
             for prompt, (want, text) in zip(prompts, pairs, strict=True)
         ][:SHOWN],
     )

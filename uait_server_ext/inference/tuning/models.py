@@ -91,7 +91,7 @@ class DataReport(Schema):
     samples: list[Duplicate] = Field(description="The first of the duplicated and leaked ones.")
 
 
-class Answer(Schema):
+class ScoredAnswer(Schema):
     """One scored answer."""
 
     prompt: str
@@ -108,7 +108,7 @@ class Score(Schema):
         None, description="Where JSON objects are expected: share of fields with the right value."
     )
     similarity: float = Field(description="Mean F1 of the words.")
-    answers: list[Answer] = Field(default_factory=list, description="The first few.")
+    answers: list[ScoredAnswer] = Field(default_factory=list, description="The first few.")
 
     @property
     def main(self) -> float:
