@@ -16,7 +16,7 @@ from uait_server_ext.inference.cache import ModelCache
 from uait_server_ext.inference.catalogue import Catalogue
 from uait_server_ext.inference.gguf_convert import SOURCE_FILE, to_mlx
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 MODEL = "smollm2-135m-instruct"
 TOKENS = 24
@@ -35,6 +35,7 @@ def driver(model_cache: Path) -> Any:
         yield Driver(MlxChat(entry, cache, 1, streams=4, prompt_bytes=0))
 
 
+@pytest.mark.long
 def test_ten_prompts_alone_together_and_by_llamacpp(
     driver: Driver, model_cache: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +65,7 @@ def test_ten_prompts_alone_together_and_by_llamacpp(
         assert abs(len(one) - len(three)) <= 1, prompt
 
 
+@pytest.mark.slow
 def test_the_first_token_comes_sooner_where_the_prompt_is_known(driver: Driver) -> None:
     facts = " ".join(f"Port {n} has a lighthouse of {n + 10} metres." for n in range(20))
     (first,) = driver.run(going_on(f"{facts} The first", max_tokens=2))

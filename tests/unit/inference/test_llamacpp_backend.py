@@ -151,7 +151,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(driver: Driver, tmp_p
 def test_more_prompts_than_the_attention_cache_holds(driver: Driver) -> None:
     """Idle slots give their room to those who need it, and who needs more waits; nobody fails."""
     said = driver.run(
-        *[asking(" ".join(str(n * 100 + at) for at in range(99)), max_tokens=2) for n in range(6)]
+        *[asking(" ".join(str(n * 100 + at) for at in range(70)), max_tokens=2) for n in range(6)]
     )
     assert [one.error for one in said] == [None] * 6
-    assert all(one.outcome and one.outcome.prompt_tokens > CONTEXT / 5 for one in said)
+    assert all(one.outcome and one.outcome.prompt_tokens > CONTEXT / 6 for one in said)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from .models import ScoredAnswer, Score
+from .models import Score, ScoredAnswer
 
 SHOWN = 3
 WORD = re.compile(r"\w+")
