@@ -200,6 +200,8 @@ async def measure(
             for together in streams:
                 for name, contender in contenders.items():
                     await run_streams(contender, figures[name], number, together, tokens)
+                rates = [f"{name} {got.rate[together][-1]:.1f}" for name, got in figures.items()]
+                print(f"round {number + 1}, tok/s x{together}: {', '.join(rates)}", flush=True)
             for name, contender in contenders.items():
                 if name != STOCK:  # it would take a minute for each such prompt
                     await run_prefix(contender, figures[name], number)

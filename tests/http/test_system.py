@@ -52,7 +52,12 @@ async def test_health_becomes_ready_and_names_each_service(jp_fetch: Fetch) -> N
     health = json.loads((await jp_fetch("uait", "v1", "health")).body)
     assert health["ready"]
     states = {service["name"]: service["state"] for service in health["services"]}
-    assert states == {"chat": "ready", "embeddings": "ready", "knowledge": "ready"}
+    assert states == {
+        "chat": "ready",
+        "embeddings": "ready",
+        "knowledge": "ready",
+        "routing": "ready",
+    }
 
 
 async def test_the_description_is_valid_openapi_and_complete(jp_fetch: Fetch) -> None:

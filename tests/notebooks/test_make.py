@@ -25,6 +25,7 @@ def environment(jupyter_folders: dict[str, str], model_cache: Path) -> dict[str,
     return {k: v for k, v in os.environ.items() if k not in dropped}
 
 
+@pytest.mark.long  # `make test` runs the same notebook twice otherwise
 @pytest.mark.timeout(400)
 def test_make_demo_answers_and_declines_as_promised(environment: dict[str, str]) -> None:
     done = subprocess.run(

@@ -27,6 +27,7 @@ def structured() -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_forty_answers_of_a_real_model_are_valid(model_cache: Path) -> None:
     benchmark = structured()
     found = asyncio.run(benchmark.measure(COUNT, benchmark.MODEL))

@@ -154,4 +154,4 @@ def test_more_prompts_than_the_attention_cache_holds(driver: Driver) -> None:
         *[asking(" ".join(str(n * 100 + at) for at in range(70)), max_tokens=2) for n in range(6)]
     )
     assert [one.error for one in said] == [None] * 6
-    assert all(one.outcome and one.outcome.prompt_tokens > CONTEXT / 6 for one in said)
+    assert sum(one.outcome.prompt_tokens for one in said if one.outcome) > CONTEXT

@@ -116,12 +116,13 @@ def test_mlx_reads_a_hostile_document_alike(model_cache: Path) -> None:
     script = (
         "import json, sys\n"
         "from pathlib import Path\n"
+        "from uait_server_ext.inference.backends.base import Generation\n"
         "from uait_server_ext.inference.backends.mlx import MlxChat\n"
         "from uait_server_ext.inference.cache import ModelCache\n"
         "from uait_server_ext.inference.catalogue import Catalogue\n"
         "backend = MlxChat(Catalogue.load().get('smollm2-135m-instruct'), "
         "ModelCache(Path(sys.argv[1])), 2)\n"
-        "print(json.dumps(backend.tokens(json.loads(sys.argv[2]))))"
+        "print(json.dumps(backend.tokens(Generation(json.loads(sys.argv[2]), 1))))"
     )
     # In a process of its own: MLX wants the main thread, and stays in it.
     done = subprocess.run(

@@ -305,8 +305,8 @@ def test_the_event_loop_stays_free(echo_inference: BuildEcho) -> None:
     async def test(inference: Inference) -> None:
         watcher = asyncio.create_task(watch())
         await inference.models()
-        for n in range(5):
-            await answer(inference, asked(f"{n} {LONG}", max_tokens=500))
+        for n in range(2):
+            await answer(inference, asked(f"{n} {LONG}", max_tokens=200))
         watcher.cancel()
 
     run(echo_inference, test)

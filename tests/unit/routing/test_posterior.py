@@ -10,7 +10,7 @@ from random import Random
 import pytest
 
 from uait_server_ext.routing.difficulty import Difficulty
-from uait_server_ext.routing.posterior import DISCOUNT, MAX_ROWS, Belief, Posterior
+from uait_server_ext.routing.posterior import DISCOUNT, Belief, Posterior
 from uait_server_ext.storage.database import Database, sqlite_url
 
 DAY = 86_400.0
@@ -146,14 +146,16 @@ async def failing(_work: object) -> None:
     raise OSError("disk full")
 
 
-def test_rows_are_bounded(database: Database) -> None:
+def test_rows_are_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("uait_server_ext.routing.posterior.MAX_ROWS", 200)
+
     async def run() -> int:
         posterior = Posterior(database, lambda: 0.0)
-        for number in range(MAX_ROWS + 100):
+        for number in range(300):
             posterior.observe("math", f"tier-{number}", good=True)
         await posterior.flush()
         again = Posterior(database)
         await again.load()
         return len(again._beliefs)
 
-    assert asyncio.run(run()) == MAX_ROWS
+    assert asyncio.run(run()) == 200
