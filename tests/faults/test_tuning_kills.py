@@ -45,7 +45,7 @@ SETTINGS = {"steps": STEPS, "report_every": 1, "checkpoint_every": 5, "score_lim
 def trainers() -> set[int]:
     """Return the trainers that this process has started."""
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())],
         capture_output=True,
         text=True,
         check=True,

@@ -288,7 +288,11 @@ def test_errors_are_those_that_the_client_knows(
     assert long.value.code == "context_length_exceeded"
 
 
-def test_an_independent_client(server: IdentityServer, make_key: Callable[..., str]) -> None:
+def test_an_independent_client(
+    server: IdentityServer, make_key: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")  # it would ask a proxy that the environment names
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     url = f"{server.url}uait/openai/v1"
     other = InferenceClient(base_url=url, api_key=make_key("models:run"), timeout=240)
     answer = other.chat_completion(SAY, model="echo")

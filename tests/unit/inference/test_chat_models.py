@@ -114,7 +114,7 @@ def test_the_first_word_over_a_thousand_tokens_comes_in_time(
 
     # the same passages again: what both prompts share is not read twice
     again, _ = real.ask(f"{PASSAGES}\nWhen was the one of Port 9 built?", model, max_tokens=1)
-    assert again.first_token_seconds < done.first_token_seconds / 2
+    assert again.usage.cached_tokens > 1000  # what was read is not read again
 
 
 def test_cancelling_in_the_prompt_or_in_the_answer_frees_the_model(
