@@ -25,20 +25,19 @@ from uait_server_ext.errors import (
     UpstreamRefused,
 )
 from uait_server_ext.inference.models import ChatDone, ChatEvent, ChatRequest
+from uait_server_ext.resilience.connections import PooledTransport
 from uait_server_ext.resilience.outbound import GuardedTransport
 from uait_server_ext.routing.config import ProviderEntry
 from uait_server_ext.routing.models import Caller, Target
 
 from .keys import LeasedKey
-from .openai_wire import Answer, body_of, plain
+from .openai_wire import DONE, Answer, body_of, joined, plain
 
-MOST_CONNECTIONS = 256
 MOST_LINE_BYTES = 4 << 20
 MOST_ANSWER_BYTES = 64 << 20
 MOST_ERROR_BYTES = 64 << 10
 MOST_SECONDS = 3600.0
 DRAIN_SECONDS = 0.05
-DONE = "[DONE]"
 
 
 class OpenAIProvider:
@@ -51,14 +50,10 @@ class OpenAIProvider:
         self._url = httpx2.URL(settings.url.rstrip("/") + "/chat/completions")
         # The transport alone: the client above it (cookies, redirects, hooks) is not needed and
         # costs more than the rest of a call.
-        self._transport: httpx2.AsyncHTTPTransport = (
+        self._transport = (
             GuardedTransport(max_bytes=MOST_ANSWER_BYTES, total_seconds=MOST_SECONDS)
             if settings.guarded
-            else httpx2.AsyncHTTPTransport(
-                limits=httpx2.Limits(
-                    max_connections=MOST_CONNECTIONS, max_keepalive_connections=MOST_CONNECTIONS
-                )
-            )
+            else PooledTransport()
         )
         connect = settings.connect_seconds
         # How long an answer may take is seen to by the channel: a time-out here knows no tokens.
@@ -76,14 +71,17 @@ class OpenAIProvider:
         body = body_of(request, target.name, self._settings.max_tokens_name)
         response = await self._send(target, body)
         try:
-            async with aclosing(events(target.id, response.stream)) as data_of_events:
-                async for data in data_of_events:
-                    if data == DONE:
-                        await drained(data_of_events)
-                        break
-                    for delta in answer.take(data):
+            async with aclosing(events(target.id, response.stream)) as arrivals:
+                async for arrived in arrivals:
+                    deltas, failure = answer.take_all(arrived)
+                    if deltas:
                         first = first if first is not None else time.monotonic() - began
-                        yield delta
+                        yield joined(deltas)
+                    if failure is not None:
+                        raise failure
+                    if arrived[-1] == DONE:
+                        await drained(arrivals)
+                        break
         except httpx2.HTTPError as error:
             raise StreamCut(
                 f"{target.id} broke off in the middle of its answer ({kind(error)}). Ask again."
@@ -178,8 +176,8 @@ class OpenAIProvider:
         return plain(text) or "it did not say why."
 
 
-async def events(who: str, stream: object) -> AsyncGenerator[str, None]:
-    """Yield the data of server-sent events.
+async def events(who: str, stream: object) -> AsyncGenerator[list[str], None]:
+    """Yield the data of server-sent events, those that came together in one list, `DONE` the last.
 
     Raises:
         UpstreamFailed: a line or the whole is longer than any answer.
@@ -194,10 +192,16 @@ async def events(who: str, stream: object) -> AsyncGenerator[str, None]:
             *lines, rest = (rest + chunk).split(b"\n")
             if len(rest) > MOST_LINE_BYTES or total > MOST_ANSWER_BYTES:
                 raise UpstreamFailed(f"{who} sent more than any answer has.")
-            for line in lines:
-                # Each event of this protocol is one line of data; other fields say nothing here.
-                if line.startswith(b"data:"):
-                    yield line[5:].strip().decode("utf-8", "replace")
+            # Each event of this protocol is one line of data; other fields say nothing here.
+            found = [
+                line[5:].strip().decode("utf-8", "replace")
+                for line in lines
+                if line.startswith(b"data:")
+            ]
+            if DONE in found:
+                del found[found.index(DONE) + 1 :]
+            if found:
+                yield found
     if rest.startswith(b"data:") and rest[5:].strip() != DONE.encode():
         raise StreamCut(f"{who} broke off in the middle of its answer. Ask again.")
 
@@ -212,7 +216,7 @@ async def closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[b
             await chunks.aclose()
 
 
-async def drained(events: AsyncIterator[str]) -> None:
+async def drained(events: AsyncIterator[list[str]]) -> None:
     """Read on to the end of the answer, which is there: then its connection can be used again."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from uait_server_ext.errors import InvalidInput, StreamCut, UpstreamFailed
+from uait_server_ext.errors import InvalidInput, StreamCut, UaitError, UpstreamFailed
 from uait_server_ext.inference.models import (
     ChatRequest,
     JsonObject,
@@ -35,6 +35,7 @@ FINISHED: dict[str, FinishReason] = {
     "function_call": "tool_calls",
 }
 CHARACTERS_A_TOKEN = 4
+DONE = "[DONE]"
 
 
 def body_of(request: ChatRequest, model: str, max_tokens_name: str = "max_tokens") -> bytes:
@@ -116,6 +117,17 @@ class Answer:
     usage: Usage | None = None
     calls: dict[int, dict[str, str]] = field(default_factory=dict)
     logprobs_seen: bool = False
+
+    def take_all(self, arrived: Iterable[str]) -> tuple[list[TextDelta], UaitError | None]:
+        """Read the data of events; return their text, and what is wrong with the one after it."""
+        deltas: list[TextDelta] = []
+        try:
+            for data in arrived:
+                if data != DONE:
+                    deltas += self.take(data)
+        except UaitError as error:
+            return deltas, error
+        return deltas, None
 
     def take(self, data: str) -> Iterator[TextDelta]:
         """Read the data of one event, and yield what text it has.
@@ -217,6 +229,14 @@ class Answer:
             prompt_tokens=math.ceil(prompt / CHARACTERS_A_TOKEN),
             completion_tokens=math.ceil(len("".join(self.text)) / CHARACTERS_A_TOKEN),
         )
+
+
+def joined(deltas: list[TextDelta]) -> TextDelta:
+    """Return pieces that came together as one: each costs its way through the whole server."""
+    if len(deltas) == 1:
+        return deltas[0]
+    logprobs = [token for delta in deltas for token in delta.logprobs or ()]
+    return TextDelta(text="".join(delta.text for delta in deltas), logprobs=logprobs or None)
 
 
 def usage_of(usage: dict[str, Any]) -> Usage:
