@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from uait_server_ext.cli import app
 from uait_server_ext.identity.oidc.configuration import ProviderConfig, read_providers
 from uait_server_ext.identity.principal import PERMISSIONS, ROLES, Principal
 from uait_server_ext.identity.token_models import ApiKeyRequest
+from uait_server_ext.paths import default_model_cache
 from uait_server_ext.workflows.server import OwnServer
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -40,6 +42,7 @@ CONFIGURATION = re.compile(r"# jupyter\w*_config\.py\n")
 # server with UAIT.
 ABOUT_PEOPLE = {"docs/users/account.md", "docs/operators/identity.md", "docs/developers/api.md"}
 ABOUT_STATE = {"docs/operators/vault.md", "docs/operators/routing.md"}
+ABOUT_TUNING = {"docs/users/tuning.md"}  # which leaves an adapter behind
 
 Environment = Callable[[str], dict[str, str]]
 
@@ -185,6 +188,16 @@ def with_people(people_server: IdentityServer) -> dict[str, str]:
     }
 
 
+def own_models(folder: Path) -> Path:
+    """Return a model cache whose models are those of this machine; what is added to it is not."""
+    models = folder / "models"
+    if models.exists():
+        return models
+    ignore = shutil.ignore_patterns("adapter-*", ".*")
+    shutil.copytree(default_model_cache(), models, copy_function=os.symlink, ignore=ignore)
+    return models
+
+
 @pytest.fixture
 def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
     """Return a function that gives the environment in which a page's commands are run."""
@@ -195,6 +208,11 @@ def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
         elif page in ABOUT_STATE:
             request.getfixturevalue("jupyter_folders")
             own = {"UAIT_DATA_DIR": str(tmp_path / "state"), "HOME": str(tmp_path)}
+        elif page in ABOUT_TUNING:
+            own = {
+                "UAIT_MODEL_CACHE": str(own_models(tmp_path)),
+                "UAIT_DATA_DIR": str(tmp_path / "state"),
+            }
         else:
             server: OwnServer = request.getfixturevalue("uait_server")
             own = {"UAIT_URL": server.url, "UAIT_TOKEN": server.token}

@@ -20,7 +20,6 @@ import httpx2
 from uait_server_ext.errors import AddressRefused, DeadlineExceeded, TooLarge
 
 from .addresses import Allowed, Resolver, check_host, split_url
-from .connections import JoiningBackend, PooledTransport
 
 MAX_ANSWER_BYTES = 8 * 1024 * 1024
 TOTAL_SECONDS = 30.0
@@ -32,7 +31,7 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
     """Open connections to checked addresses only."""
 
     def __init__(self, allowed: Allowed, resolver: Resolver | None) -> None:
-        self._inner = JoiningBackend()
+        self._inner = httpcore2.AnyIOBackend()
         self._allowed = allowed
         self._resolver = resolver
 
@@ -67,7 +66,7 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
         await self._inner.sleep(seconds)
 
 
-class GuardedTransport(PooledTransport):
+class GuardedTransport(httpx2.AsyncHTTPTransport):
     """Transport of an `httpx2.AsyncClient`, or of Authlib's, that keeps to public addresses.
 
     Raises, from the request or while the answer is read:
@@ -85,15 +84,18 @@ class GuardedTransport(PooledTransport):
         total_seconds: float = TOTAL_SECONDS,
         verify: Any = True,
     ) -> None:
-        super().__init__(
-            CheckedBackend(allowed or Allowed(), resolver),
-            most=MAX_CONNECTIONS,
-            keep=0,  # each request is checked anew
-            verify=verify,
-            trust_env=False,
-        )
+        context = httpx2.create_ssl_context(verify=verify, trust_env=False)
+        super().__init__(verify=context, trust_env=False)
         self._max_bytes = max_bytes
         self._total_seconds = total_seconds
+        if not isinstance(getattr(self, "_pool", None), httpcore2.AsyncConnectionPool):
+            raise RuntimeError("httpx2 keeps its connections elsewhere: the guard would not bite")
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=context,
+            max_connections=MAX_CONNECTIONS,
+            max_keepalive_connections=0,  # each request is checked anew
+            network_backend=CheckedBackend(allowed or Allowed(), resolver),
+        )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         split_url(str(request.url))  # its form; its addresses when the socket is opened

@@ -179,16 +179,20 @@ async def openai_chat_completion(
     single = body.parallel_tool_calls is False
     async with aclosing(merged(streams)) as events:
         async for index, event in events:
+            if isinstance(event, TextDelta):
+                heard[index] += event.logprobs or []
+            elif isinstance(event, ChatDone):
+                done[index] = event
+            if not body.stream:
+                continue  # only the whole is sent
             role: Literal["assistant"] | None = None if index in begun else "assistant"
             begun.add(index)
             if isinstance(event, TextDelta):
-                heard[index] += event.logprobs or []
                 delta = Delta(role=role, content=event.text)
                 logprobs = logprobs_of(event.logprobs)
                 choice = ChunkChoice(index=index, delta=delta, logprobs=logprobs)
                 yield ChatCompletionChunk(**head, choices=[choice])
             elif isinstance(event, ChatDone):
-                done[index] = event
                 calls = calls_made(event, single=single, indexed=True)
                 if calls or role:
                     delta = Delta(role=role, content=None if calls else "", tool_calls=calls)

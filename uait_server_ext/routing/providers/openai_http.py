@@ -1,7 +1,7 @@
 """Models at a server that speaks the OpenAI protocol: vLLM, llama.cpp, Ollama, hosted ones.
 
 An address from the operator's file is connected to as it is; one that a user has set goes through
-the guard of `resilience/outbound.py`. Redirects are not followed: the key would go with them.
+the guard of `resilience/connector.py`. Redirects are not followed: the key would go with them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import email.utils
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from typing import NoReturn
 
-import httpx2
+import aiohttp
 
 from uait_server_ext.errors import (
     Busy,
@@ -25,8 +25,8 @@ from uait_server_ext.errors import (
     UpstreamRefused,
 )
 from uait_server_ext.inference.models import ChatDone, ChatEvent, ChatRequest
-from uait_server_ext.resilience.connections import PooledTransport
-from uait_server_ext.resilience.outbound import GuardedTransport
+from uait_server_ext.resilience.addresses import check_url
+from uait_server_ext.resilience.connector import guarded_connections, kept_connections
 from uait_server_ext.routing.config import ProviderEntry
 from uait_server_ext.routing.models import Caller, Target
 
@@ -36,7 +36,6 @@ from .openai_wire import DONE, Answer, body_of, joined, plain
 MOST_LINE_BYTES = 4 << 20
 MOST_ANSWER_BYTES = 64 << 20
 MOST_ERROR_BYTES = 64 << 10
-MOST_SECONDS = 3600.0
 DRAIN_SECONDS = 0.05
 
 
@@ -47,19 +46,8 @@ class OpenAIProvider:
         self._name = name
         self._settings = settings
         self._key = key
-        self._url = httpx2.URL(settings.url.rstrip("/") + "/chat/completions")
-        # The transport alone: the client above it (cookies, redirects, hooks) is not needed and
-        # costs more than the rest of a call.
-        self._transport = (
-            GuardedTransport(max_bytes=MOST_ANSWER_BYTES, total_seconds=MOST_SECONDS)
-            if settings.guarded
-            else PooledTransport()
-        )
-        connect = settings.connect_seconds
-        # How long an answer may take is seen to by the channel: a time-out here knows no tokens.
-        self._extensions = {
-            "timeout": {"connect": connect, "pool": connect, "read": None, "write": connect}
-        }
+        self._url = settings.url.rstrip("/") + "/chat/completions"
+        self._session: aiohttp.ClientSession | None = None
 
     async def chat(
         self, target: Target, request: ChatRequest, caller: Caller
@@ -71,7 +59,7 @@ class OpenAIProvider:
         body = body_of(request, target.name, self._settings.max_tokens_name)
         response = await self._send(target, body)
         try:
-            async with aclosing(events(target.id, response.stream)) as arrivals:
+            async with aclosing(events(target.id, response.content.iter_any())) as arrivals:
                 async for arrived in arrivals:
                     deltas, failure = answer.take_all(arrived)
                     if deltas:
@@ -80,14 +68,14 @@ class OpenAIProvider:
                     if failure is not None:
                         raise failure
                     if arrived[-1] == DONE:
-                        await drained(arrivals)
+                        await drained(response.content)
                         break
-        except httpx2.HTTPError as error:
+        except aiohttp.ClientError as error:
             raise StreamCut(
                 f"{target.id} broke off in the middle of its answer ({kind(error)}). Ask again."
             ) from None
         finally:
-            await response.aclose()
+            response.close()  # of no effect where it was read to its end
         answer.check()
         seconds = time.monotonic() - began
         yield ChatDone(
@@ -103,41 +91,64 @@ class OpenAIProvider:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._transport.aclose()
+        if self._session is not None:
+            await self._session.close()
 
-    async def _send(self, target: Target, body: bytes) -> httpx2.Response:
+    async def _send(self, target: Target, body: bytes) -> aiohttp.ClientResponse:
         """Send a request; return the answer whose body is a stream of events."""
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        headers = {
+            "Content-Type": "application/json",
+            "Accept": "text/event-stream",
+            "Accept-Encoding": "identity",
+        }
         if self._key is not None:
             headers["Authorization"] = f"Bearer {(await self._key.value()).get_secret_value()}"
-        message = httpx2.Request(
-            "POST", self._url, headers=headers, content=body, extensions=self._extensions
-        )
+        if self._settings.guarded:
+            await check_url(self._url)
         try:
-            response = await self._transport.handle_async_request(message)
-        except httpx2.HTTPError as error:
+            response = await self._open().post(
+                self._url, data=body, headers=headers, allow_redirects=False
+            )
+        except (aiohttp.ClientError, TimeoutError) as error:
             raise UpstreamFailed(
                 f"{target.id} cannot be reached ({kind(error)}). Try again later."
             ) from None
-        if response.status_code == 200:
-            if response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        if response.status == 200:
+            if response.content_type == "text/event-stream":
                 return response
-            await response.aclose()
+            response.close()
             raise UpstreamFailed(
                 f"{target.id} answered what is no stream of events. Its address is wrong, or its "
                 "server does not stream."
             )
         try:
-            said = await head(response)
-        except httpx2.HTTPError:
+            said = await head(response.content)
+        except aiohttp.ClientError:
             said = b""
         finally:
-            await response.aclose()
+            response.close()
         await self._refused(target, response, said)
 
-    async def _refused(self, target: Target, response: httpx2.Response, said: bytes) -> NoReturn:
+    def _open(self) -> aiohttp.ClientSession:
+        """Return the connections; made at the first call, in the loop that uses them."""
+        if self._session is None:
+            connect = self._settings.connect_seconds
+            connections = guarded_connections if self._settings.guarded else kept_connections
+            self._session = aiohttp.ClientSession(
+                connector=connections(),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                # How long an answer may take is seen to by the channel: this knows no tokens.
+                timeout=aiohttp.ClientTimeout(connect=connect, sock_connect=connect),
+                auto_decompress=False,  # an answer must not grow when unpacked
+                trust_env=False,
+            )
+        return self._session
+
+    async def _refused(
+        self, target: Target, response: aiohttp.ClientResponse, said: bytes
+    ) -> NoReturn:
         """Raise what a status other than 200 means."""
-        status = response.status_code
+        status = response.status
         if status in (401, 403):
             if self._key is not None:
                 self._key.forget()
@@ -176,7 +187,7 @@ class OpenAIProvider:
         return plain(text) or "it did not say why."
 
 
-async def events(who: str, stream: object) -> AsyncGenerator[list[str], None]:
+async def events(who: str, chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[str], None]:
     """Yield the data of server-sent events, those that came together in one list, `DONE` the last.
 
     Raises:
@@ -185,53 +196,38 @@ async def events(who: str, stream: object) -> AsyncGenerator[list[str], None]:
     """
     rest = b""
     total = 0
-    assert isinstance(stream, httpx2.AsyncByteStream)
-    async with closing(aiter(stream)) as chunks:
-        async for chunk in chunks:
-            total += len(chunk)
-            *lines, rest = (rest + chunk).split(b"\n")
-            if len(rest) > MOST_LINE_BYTES or total > MOST_ANSWER_BYTES:
-                raise UpstreamFailed(f"{who} sent more than any answer has.")
-            # Each event of this protocol is one line of data; other fields say nothing here.
-            found = [
-                line[5:].strip().decode("utf-8", "replace")
-                for line in lines
-                if line.startswith(b"data:")
-            ]
-            if DONE in found:
-                del found[found.index(DONE) + 1 :]
-            if found:
-                yield found
+    async for chunk in chunks:
+        total += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        if len(rest) > MOST_LINE_BYTES or total > MOST_ANSWER_BYTES:
+            raise UpstreamFailed(f"{who} sent more than any answer has.")
+        # Each event of this protocol is one line of data; other fields say nothing here.
+        found = [
+            line[5:].strip().decode("utf-8", "replace")
+            for line in lines
+            if line.startswith(b"data:")
+        ]
+        if DONE in found:
+            del found[found.index(DONE) + 1 :]
+        if found:
+            yield found
     if rest.startswith(b"data:") and rest[5:].strip() != DONE.encode():
         raise StreamCut(f"{who} broke off in the middle of its answer. Ask again.")
 
 
-@asynccontextmanager
-async def closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[AsyncIterator[bytes]]:
-    """Close an iterator at the end, where it is one that can be closed."""
-    try:
-        yield chunks
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
-
-
-async def drained(events: AsyncIterator[list[str]]) -> None:
+async def drained(content: aiohttp.StreamReader) -> None:
     """Read on to the end of the answer, which is there: then its connection can be used again."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DRAIN_SECONDS):
-            async for _ in events:
-                pass
+    with suppress(TimeoutError, aiohttp.ClientError):
+        while not content.at_eof():
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await content.readany()
 
 
-async def head(response: httpx2.Response) -> bytes:
+async def head(content: aiohttp.StreamReader) -> bytes:
     """Return the beginning of an answer's body."""
     said = b""
-    assert isinstance(response.stream, httpx2.AsyncByteStream)
-    async for chunk in response.stream:
+    while len(said) <= MOST_ERROR_BYTES and (chunk := await content.readany()):
         said += chunk
-        if len(said) > MOST_ERROR_BYTES:
-            break
     return said
 
 
@@ -248,13 +244,11 @@ def retry_after(header: str | None) -> int | None:
     return max(0, round(moment.timestamp() - time.time()))
 
 
-def kind(error: httpx2.HTTPError) -> str:
+def kind(error: Exception) -> str:
     """Say in a word what went wrong below HTTP."""
-    if isinstance(error, httpx2.ConnectTimeout):
+    if isinstance(error, TimeoutError):
         return "no connection in time"
-    if isinstance(error, httpx2.ConnectError):
+    if isinstance(error, aiohttp.ClientConnectorError):
         # The system's own words: a name that is not known, a port that refuses.
-        return plain(error) or "no connection"
-    if isinstance(error, httpx2.PoolTimeout):
-        return "too many connections in use"
+        return plain(error.os_error.strerror or error.os_error) or "no connection"
     return type(error).__name__
