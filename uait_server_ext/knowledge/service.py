@@ -9,7 +9,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -135,7 +135,11 @@ class KnowledgeBase:
             Conflict: one is open in another process.
 
         """
-        return [await self.status(name) for name in await in_thread(self._names)]
+        found = []
+        for name in await in_thread(self._names):
+            with suppress(CollectionNotFound):  # deleted since
+                found.append(await self.status(name))
+        return found
 
     async def status(self, name: str) -> CollectionStatus:
         """Return a collection in numbers and what is left to do.

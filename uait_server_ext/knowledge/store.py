@@ -20,7 +20,7 @@ import duckdb
 import numpy as np
 import numpy.typing as npt
 
-from uait_server_ext.errors import Conflict, Unavailable
+from uait_server_ext.errors import CollectionNotFound, Conflict, Unavailable
 from uait_server_ext.knowledge.migrations import migrate
 from uait_server_ext.knowledge.models import DocumentInfo, PendingFile, Place
 from uait_server_ext.knowledge.reading.chunk import Passage
@@ -106,6 +106,9 @@ class Store:
 
     def __init__(self, path: Path, *, model: str, dimension: int) -> None:
         self._lock = threading.Lock()
+        self._readers = threading.Condition()
+        self._reading = 0
+        self._closed = False
         try:
             self._connection = duckdb.connect(str(path), config=CONFIG)
         except duckdb.Error as error:
@@ -136,8 +139,10 @@ class Store:
         self.dimension = int(meta["dimension"])
 
     def close(self) -> None:
-        """Close the file; the store cannot be used after."""
-        with self._lock:
+        """Close the file when those who read it are done; the store cannot be used after."""
+        with self._lock, self._readers:
+            self._closed = True
+            self._readers.wait_for(lambda: not self._reading)
             self._connection.close()
 
     # Writing: each method is one transaction.
@@ -355,12 +360,34 @@ class Store:
             self._connection.execute("COMMIT")
 
     def _all(self, query: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        with self._connection.cursor() as cursor:
+        with self._cursor() as cursor:
             return cursor.execute(query, list(parameters)).fetchall()
 
     def _numpy(self, query: str, parameters: Sequence[object] = ()) -> dict[str, Any]:
-        with self._connection.cursor() as cursor:
+        with self._cursor() as cursor:
             return cursor.execute(query, list(parameters)).fetchnumpy()
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """Give a reader a cursor of its own; the file stays open as long.
+
+        Raises:
+            CollectionNotFound: the store has been closed.
+        """
+        with self._readers:
+            if self._closed:
+                raise CollectionNotFound(
+                    "The collection was deleted meanwhile: add documents to make it anew."
+                )
+            self._reading += 1
+            cursor = self._connection.cursor()
+        try:
+            with cursor:
+                yield cursor
+        finally:
+            with self._readers:
+                self._reading -= 1
+                self._readers.notify_all()
 
 
 def digest_of(text: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,37 @@ async def test_a_deleted_collection_is_gone_and_may_come_again(
     async with open_base():
         assert [folder.name for folder in (tmp_path / "knowledge").iterdir()] == ["default"]
     assert (texts / "cats.md").exists()
+
+
+async def test_who_reads_while_a_collection_is_deleted_hears_that_it_is_gone(
+    open_base: OpenBase, ingest: Ingesting, texts: Path
+) -> None:
+    async with open_base() as base:
+        over = asyncio.Event()
+
+        async def reads(read: Callable[[], Awaitable[object]]) -> int:
+            done = 0
+            while not over.is_set():
+                with suppress(CollectionNotFound):
+                    await read()
+                    done += 1
+                await asyncio.sleep(0.005)
+            return done
+
+        def search() -> Awaitable[object]:
+            return base.search("default", SearchRequest(query="cat"))
+
+        readers = [
+            asyncio.create_task(reads(read))
+            for read in (search, lambda: base.status("default"), lambda: base.documents("default"))
+            for _ in range(3)
+        ]
+        listing = asyncio.create_task(reads(base.collections))
+        for _ in range(5):
+            await ingest(base, texts)
+            await base.delete("default")
+        over.set()
+        assert all(await asyncio.gather(*readers, listing))
 
 
 async def test_another_embedding_model_is_refused_with_a_way_out(
