@@ -19,6 +19,8 @@ from pathlib import Path
 
 from jupyter_core.paths import jupyter_data_dir
 
+from uait_server_ext.errors import InvalidInput
+
 MODEL_CACHE_VARIABLE = "UAIT_MODEL_CACHE"
 
 
@@ -31,6 +33,22 @@ def default_model_cache() -> Path:
     """Return the model cache: `UAIT_MODEL_CACHE` where set, else beside the other state."""
     configured = os.environ.get(MODEL_CACHE_VARIABLE)
     return Path(configured).expanduser() if configured else default_data_dir() / "models"
+
+
+def named_path(named: str | Path, base: Path) -> Path:
+    """Return the path that a caller names, links followed; a relative one begins at ``base``.
+
+    Raises:
+        InvalidInput: nothing can be there: too long a name, a NUL, links in a circle, ``~nobody``.
+    """
+    try:
+        path = (base / Path(named).expanduser()).resolve()
+        path.is_symlink()  # asks the system, which says what `resolve` passes over
+    except (OSError, RuntimeError, ValueError):
+        raise InvalidInput(
+            f"There can be no file or folder {str(named)[:200]!r}. Check how the path is written."
+        ) from None
+    return path
 
 
 def private_folder(path: Path) -> Path:

@@ -69,8 +69,9 @@ async def test_only_files_of_the_server_s_folders_are_imported(
     for path in (str(outside), "link", "../outside", "~/outside"):
         problem = await problem_of(post(jp_fetch, "import", body={"path": path}))
         assert problem["code"] == "permission-denied"
-    odd = await problem_of(post(jp_fetch, "import", body={"path": "nothing-here"}))
-    assert odd["code"] == "invalid-input"
+    for path in ("nothing-here", "0" * 300, "a/" * 3000, "nul\0", "~nobody-of-that-name/x"):
+        odd = await problem_of(post(jp_fetch, "import", body={"path": path}))
+        assert odd["code"] == "invalid-input"
 
 
 async def test_a_loaded_model_is_not_removed(jp_fetch: Fetch) -> None:

@@ -44,6 +44,9 @@ async def test_a_wrong_line_is_422_with_its_number(jp_fetch: Fetch, jp_root_dir:
 async def test_files_outside_the_servers_folders_are_refused(jp_fetch: Fetch) -> None:
     problem = await problem_of(post(jp_fetch, "check", {"name": "a", "data": "/etc/passwd"}))
     assert problem["status"] == 403
+    for path in ("0" * 300, "a/" * 3000, "nul\0", "~nobody-of-that-name/x"):
+        problem = await problem_of(post(jp_fetch, "check", {"name": "a", "data": path}))
+        assert problem["status"] == 422
 
 
 async def test_settings_and_jobs_that_do_not_exist_are_refused(jp_fetch: Fetch) -> None:

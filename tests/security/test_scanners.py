@@ -54,7 +54,11 @@ def target(
     config = folder / "config"
     config.mkdir()
     (config / "jupyter_server_config.py").write_text(CONFIGURATION, encoding="utf-8")
-    with identity_server(folder, environment={"JUPYTER_CONFIG_DIR": str(config)}) as server:
+    environment = {
+        "JUPYTER_CONFIG_DIR": str(config),
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # a scan must not fetch models of many gigabytes
+    }
+    with identity_server(folder, environment=environment) as server:
         make = user_maker(server)
         admin = make("admin")
         make("admin")  # so that the scan may disable the one or the other

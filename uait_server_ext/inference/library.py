@@ -19,6 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from uait_server_ext.errors import Conflict, InvalidInput, ModelNotFound, ModelUnavailable
+from uait_server_ext.paths import named_path
 
 from .cache import ADAPTER_PREFIX, COPY_BYTES, SOURCE, ModelCache, OnProgress
 from .catalogue import Catalogue, CatalogueEntry, Imported, LocalFile
@@ -65,7 +66,7 @@ class Library:
             Conflict: a model of that id is known.
             ModelUnavailable: there is not enough room on the disk.
         """
-        path = wanted.path.expanduser().resolve()
+        path = named_path(wanted.path, Path())
         model = wanted.id or model_id_of(path)
         if any(entry.id == model for entry in self.catalogue.entries):
             raise Conflict(

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field
 from uait_server_ext.api.operation import Call, operation
 from uait_server_ext.errors import PermissionDenied
 from uait_server_ext.inference.models import PullProgress
+from uait_server_ext.paths import named_path
 from uait_server_ext.schema import Schema
 
 ModelKey = Annotated[
@@ -100,9 +101,10 @@ def path_within(named: str, roots: Sequence[Path]) -> Path:
     """Return the path that is meant; a relative one is within the first of the roots.
 
     Raises:
+        InvalidInput: nothing can be there.
         PermissionDenied: it is outside of the folders that callers may name.
     """
-    path = (roots[0] / Path(named).expanduser()).resolve()
+    path = named_path(named, roots[0])
     if not any(path.is_relative_to(root.resolve()) for root in roots):
         raise PermissionDenied(
             f"{named} is outside of the folders from which this server takes files. Move it, add "

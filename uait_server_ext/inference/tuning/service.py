@@ -27,7 +27,7 @@ from uait_server_ext.inference import machine
 from uait_server_ext.inference.catalogue import CatalogueEntry
 from uait_server_ext.inference.library import Library
 from uait_server_ext.inference.models import ServiceState
-from uait_server_ext.paths import private_folder
+from uait_server_ext.paths import named_path, private_folder
 from uait_server_ext.storage.database import Database
 from uait_server_ext.storage.ids import Clock, new_id, now
 
@@ -305,8 +305,7 @@ class Tuning:
         return await asyncio.to_thread(self._read, request)
 
     def _read(self, request: TuneRequest) -> Examples:
-        path = Path(request.data).expanduser()
-        path = (path if path.is_absolute() else self._allowed_roots[0] / path).resolve()
+        path = named_path(request.data, self._allowed_roots[0])
         if not any(path.is_relative_to(root) for root in self._allowed_roots):
             folders = ", ".join(map(str, self._allowed_roots))
             raise PermissionDenied(f"Examples may be read from {folders} only. Put them there.")
