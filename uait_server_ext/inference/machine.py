@@ -18,7 +18,6 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 OWN_PAGES = Path("/proc/self/statm")
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
-_FOUND: set[str] = set()
 CUDA_PACKAGES = ("mlx-cuda-13", "mlx-cuda-12", "mlx-cuda")
 
 
@@ -63,13 +62,8 @@ def has_accelerator() -> bool:
 
 
 def has_module(name: str) -> bool:
-    """Say whether a top-level module can be imported, without importing it.
-
-    What was found stays: lists of models ask often. What was not may be installed meanwhile.
-    """
-    if name not in _FOUND and importlib.util.find_spec(name) is not None:
-        _FOUND.add(name)
-    return name in _FOUND
+    """Say whether a top-level module can be imported, without importing it."""
+    return importlib.util.find_spec(name) is not None
 
 
 def _installed(distribution: str) -> bool:
