@@ -7,12 +7,13 @@ answers, which `aiohttp` reads with half the work.
 from __future__ import annotations
 
 import socket
-from typing import Any
+import ssl
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from .addresses import Allowed, Resolver, check_host
+from .outbound import MAX_CONNECTIONS as MAX_GUARDED_CONNECTIONS
 
 MAX_CONNECTIONS = 256
 
@@ -53,18 +54,18 @@ class CheckedResolver(AbstractResolver):
         """There is nothing to close."""
 
 
-def kept_connections(ssl: Any = True) -> aiohttp.TCPConnector:
+def kept_connections(certificates: ssl.SSLContext) -> aiohttp.TCPConnector:
     """Return connections that are kept for the next call."""
-    return aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=ssl)
+    return aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=certificates)
 
 
 def guarded_connections(
-    ssl: Any = True, allowed: Allowed | None = None, resolver: Resolver | None = None
+    certificates: ssl.SSLContext, allowed: Allowed | None = None, resolver: Resolver | None = None
 ) -> aiohttp.TCPConnector:
     """Return connections to checked addresses, each checked anew."""
     return aiohttp.TCPConnector(
-        limit=MAX_CONNECTIONS,
-        ssl=ssl,
+        limit=MAX_GUARDED_CONNECTIONS,
+        ssl=certificates,
         resolver=CheckedResolver(allowed, resolver),
         use_dns_cache=False,
         force_close=True,

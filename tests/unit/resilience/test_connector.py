@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import aiohttp
+import httpx2
 import pytest
 from aiohttp import web
 
@@ -13,6 +14,7 @@ from uait_server_ext.errors import AddressRefused, Unavailable
 from uait_server_ext.resilience.addresses import Allowed, Resolver
 from uait_server_ext.resilience.connector import guarded_connections, kept_connections
 
+CERTIFICATES = httpx2.create_ssl_context()
 LOCAL = Allowed.of(["127.0.0.1"])
 
 
@@ -28,7 +30,9 @@ def names(*answers: str) -> Resolver:
     return resolver
 
 
-async def asked(connector: aiohttp.TCPConnector, times: int = 1) -> tuple[list[str], int]:
+async def asked(
+    connector: aiohttp.TCPConnector, times: int = 1, host: str = "models.example"
+) -> list[str]:
     """Ask a server that answers with the caller's port; return its answers."""
 
     async def port(request: web.Request) -> web.Response:
@@ -46,17 +50,17 @@ async def asked(connector: aiohttp.TCPConnector, times: int = 1) -> tuple[list[s
     try:
         async with aiohttp.ClientSession(connector=connector) as session:
             for _ in range(times):
-                async with session.get(f"http://models.example:{number}/") as response:
+                async with session.get(f"http://{host}:{number}/") as response:
                     answers.append(await response.text())
     finally:
         await runner.cleanup()
-    return answers, number
+    return answers
 
 
 def test_a_checked_name_is_connected_to_and_checked_anew_each_time() -> None:
     async def run() -> None:
-        answers, _ = await asked(
-            guarded_connections(allowed=LOCAL, resolver=names("127.0.0.1")), times=3
+        answers = await asked(
+            guarded_connections(CERTIFICATES, allowed=LOCAL, resolver=names("127.0.0.1")), times=3
         )
         assert len(set(answers)) == 3  # no connection was kept
 
@@ -67,7 +71,7 @@ def test_a_checked_name_is_connected_to_and_checked_anew_each_time() -> None:
 def test_a_name_of_an_address_that_is_not_public_is_refused(address: str) -> None:
     async def run() -> None:
         with pytest.raises(AddressRefused):
-            await asked(guarded_connections(resolver=names(address)))
+            await asked(guarded_connections(CERTIFICATES, resolver=names(address)))
 
     asyncio.run(run())
 
@@ -76,7 +80,7 @@ def test_a_name_that_changes_between_two_calls_is_refused_at_the_second() -> Non
     async def run() -> None:
         turning = names("127.0.0.1", "169.254.169.254")
         with pytest.raises(AddressRefused):
-            await asked(guarded_connections(allowed=LOCAL, resolver=turning), times=2)
+            await asked(guarded_connections(CERTIFICATES, allowed=LOCAL, resolver=turning), times=2)
 
     asyncio.run(run())
 
@@ -84,31 +88,14 @@ def test_a_name_that_changes_between_two_calls_is_refused_at_the_second() -> Non
 def test_a_name_without_an_address_is_unavailable() -> None:
     async def run() -> None:
         with pytest.raises(Unavailable):
-            await asked(guarded_connections(resolver=names()))
+            await asked(guarded_connections(CERTIFICATES, resolver=names()))
 
     asyncio.run(run())
 
 
 def test_connections_that_need_no_guard_are_kept() -> None:
     async def run() -> None:
-        app = web.Application()
-        ports = []
-
-        async def note(request: web.Request) -> web.Response:
-            assert request.transport
-            ports.append(request.transport.get_extra_info("peername")[1])
-            return web.Response()
-
-        app.router.add_get("/", note)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
-        async with aiohttp.ClientSession(connector=kept_connections()) as session:
-            for _ in range(3):
-                async with session.get(url) as response:
-                    await response.read()
-        await runner.cleanup()
-        assert len(set(ports)) == 1
+        answers = await asked(kept_connections(CERTIFICATES), times=3, host="127.0.0.1")
+        assert len(set(answers)) == 1
 
     asyncio.run(run())

@@ -15,10 +15,12 @@ from contextlib import aclosing, suppress
 from typing import NoReturn
 
 import aiohttp
+import httpx2
 
 from uait_server_ext.errors import (
     Busy,
     ContextTooLong,
+    DeadlineExceeded,
     InvalidInput,
     StreamCut,
     UpstreamFailed,
@@ -36,6 +38,7 @@ from .openai_wire import DONE, Answer, body_of, joined, plain
 MOST_LINE_BYTES = 4 << 20
 MOST_ANSWER_BYTES = 64 << 20
 MOST_ERROR_BYTES = 64 << 10
+MOST_SECONDS = 3600.0  # of a guarded answer
 DRAIN_SECONDS = 0.05
 
 
@@ -47,6 +50,8 @@ class OpenAIProvider:
         self._settings = settings
         self._key = key
         self._url = settings.url.rstrip("/") + "/chat/completions"
+        # The certificates that the rest of UAIT trusts; aiohttp's own are the system's alone.
+        self._certificates = httpx2.create_ssl_context(trust_env=not settings.guarded)
         self._session: aiohttp.ClientSession | None = None
 
     async def chat(
@@ -73,6 +78,10 @@ class OpenAIProvider:
         except aiohttp.ClientError as error:
             raise StreamCut(
                 f"{target.id} broke off in the middle of its answer ({kind(error)}). Ask again."
+            ) from None
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{target.id} did not end its answer within {MOST_SECONDS:g} s. Ask for less."
             ) from None
         finally:
             response.close()  # of no effect where it was read to its end
@@ -133,12 +142,14 @@ class OpenAIProvider:
         """Return the connections; made at the first call, in the loop that uses them."""
         if self._session is None:
             connect = self._settings.connect_seconds
-            connections = guarded_connections if self._settings.guarded else kept_connections
+            guarded = self._settings.guarded
+            connections = guarded_connections if guarded else kept_connections
+            total = MOST_SECONDS if guarded else None
             self._session = aiohttp.ClientSession(
-                connector=connections(),
+                connector=connections(self._certificates),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 # How long an answer may take is seen to by the channel: this knows no tokens.
-                timeout=aiohttp.ClientTimeout(connect=connect, sock_connect=connect),
+                timeout=aiohttp.ClientTimeout(total, connect=connect, sock_connect=connect),
                 auto_decompress=False,  # an answer must not grow when unpacked
                 trust_env=False,
             )
@@ -218,8 +229,8 @@ async def events(who: str, chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[
 async def drained(content: aiohttp.StreamReader) -> None:
     """Read on to the end of the answer, which is there: then its connection can be used again."""
     with suppress(TimeoutError, aiohttp.ClientError):
-        while not content.at_eof():
-            async with asyncio.timeout(DRAIN_SECONDS):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while not content.at_eof():
                 await content.readany()
 
 
